@@ -1,0 +1,51 @@
+# make sample                     text from a model, in a virtual environment of its own
+# make test PYTHON=python3.6      the tests with TensorFlow 1.12.0; PYTEST_ARGS='-k encoder' chooses some
+# make clean                      removes the virtual environments
+# PYTHON picks TensorFlow; TENSORFLOW=tensorflow-gpu==1.12.0 overrides it. Each pair has an environment of its own.
+
+PYTHON ?= python3
+version := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+
+tensorflow_3.5 := tensorflow==1.12.0
+tensorflow_3.6 := tensorflow==1.12.0
+tensorflow_3.9 := tensorflow==2.20.0
+tensorflow_3.10 := tensorflow==2.21.0
+tensorflow_3.11 := tensorflow==2.21.0
+tensorflow_3.12 := tensorflow==2.21.0
+tensorflow_3.13 := tensorflow==2.21.0
+# The pip that these bring does not know the wheels of today, and compiles for half an hour instead.
+pip_3.5 := pip==20.3.4
+pip_3.6 := pip==21.3.1
+
+TENSORFLOW ?= $(tensorflow_$(version))
+no_tensorflow = $(PYTHON) $(if $(version),is Python $(version),does not run): choose PYTHON=python3.5 or python3.6 (TensorFlow 1.12), \
+	PYTHON=python3.9 to python3.13 (TensorFlow 2), or name a package, for example TENSORFLOW=tensorflow==2.13.1
+
+venv := .venv-$(version)-$(shell printf '%s' '$(TENSORFLOW)' | tr -cs 'A-Za-z0-9.' '-')
+python := $(venv)/bin/python
+model := $(if $(wildcard models/demo/hparams.json),demo,117M)
+
+.PHONY: sample test clean
+
+sample: $(venv)/installed
+ifneq ($(model),demo)
+	$(python) download_model.py $(model)
+endif
+	$(python) src/generate_unconditional_samples.py --model_name $(model) --nsamples 1
+
+test: $(venv)/installed-for-tests
+	$(python) -m pytest tests -rs $(PYTEST_ARGS)
+
+$(venv)/installed: requirements.txt
+	$(if $(TENSORFLOW),,$(error $(no_tensorflow)))
+	$(PYTHON) -m venv $(venv)
+	$(if $(pip_$(version)),$(python) -m pip install --quiet '$(pip_$(version))')
+	$(python) -m pip install --quiet -r requirements.txt '$(TENSORFLOW)'
+	touch $@
+
+$(venv)/installed-for-tests: $(venv)/installed tests/requirements.txt
+	$(python) -m pip install --quiet -r requirements.txt -r tests/requirements.txt '$(TENSORFLOW)'
+	touch $@
+
+clean:
+	rm -rf .venv-*

@@ -1,0 +1,352 @@
+"""Download a released GPT-2 into models/<name>:  python3 download_model.py 124M
+
+A file is written as <file>.part and gets its name once it is proven right: by its SHA-256 where that is known, else by
+what it says itself. What is there and right is not fetched again; a download that broke off goes on from where it was.
+"""
+import argparse
+import collections
+import contextlib
+import hashlib
+import json
+import os
+import re
+import sys
+import time
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+    import msvcrt
+
+ROOT = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(1, os.path.join(ROOT, 'src'))
+
+try:
+    import requests
+    import tensor_bundle
+    from tqdm import tqdm
+except ImportError as error:
+    sys.exit('download_model.py: %s; `python3 -m pip install -r requirements.txt` installs what is needed' % error)
+
+NAMES = {'124M': '124M', '355M': '355M', '774M': '774M', '1558M': '1558M',
+         '117M': '124M', '345M': '355M', '762M': '774M', '1542M': '1558M',  # what they were called in 2019
+         '744M': '774M'}  # what many type
+CHOICES = '124M (or 117M), 355M (345M), 774M (762M), 1558M (1542M)'
+ADDRESSES = ('https://openaipublic.blob.core.windows.net/gpt-2/models',
+             'https://f001.backblazeb2.com/file/LLMs-from-scratch/gpt2',
+             'https://huggingface.co/rasbt/gpt2-tensorflow/resolve/main')  # in the order in which they are tried
+
+INDEX, META, DATA = 'model.ckpt.index', 'model.ckpt.meta', 'model.ckpt.data-00000-of-00001'
+FILES = ('checkpoint', 'hparams.json', 'encoder.json', 'vocab.bpe', INDEX, META, DATA)  # the index tells of the data
+
+# What is known of a release: {file: (bytes, SHA-256)}, and the numbers in its hparams.json.
+EVERY_SIZE = {
+    'checkpoint': (77, 'dd1b025d2e155283f5e300ce95bf6d5b6bc0f7fe010db73daa6975eb896ab9cb'),
+    'encoder.json': (1042301, '196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783'),
+    'vocab.bpe': (456318, '1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5')}
+KNOWN = {
+    '124M': dict(EVERY_SIZE, **{
+        'hparams.json': (90, 'd9d56e4121c427164e0c55c6f03c08e1daf9002b9b672825112d19097b680318'),
+        INDEX: (5215, '71916f763f9746f9b2a06b12d91996cf1084ae008d0424543d39391c5f2dc687'),
+        META: (471155, '4668c448fa11531fd6700460487f73e82d3272960cea942252f8744bf225c77b'),
+        DATA: (497759232, '2060c885360cc0cf41d7a6dbc4d24b5127aae20260c8b5ae521b5a6578407118')}),
+    '355M': EVERY_SIZE, '774M': EVERY_SIZE, '1558M': EVERY_SIZE,
+    None: {}}  # a model that is no release
+N_VOCAB, N_CTX = 50257, 1024
+LAYERS_HEADS_WIDTH = {'124M': (12, 12, 768), '355M': (24, 16, 1024), '774M': (36, 20, 1280), '1558M': (48, 25, 1600)}
+
+TIMEOUT_SECONDS = 30  # without a byte
+TRIES = 5  # without anything new of the file
+FIRST_WAIT_SECONDS = 1  # between tries, doubled each time
+PIECE_BYTES = 2 ** 16  # written at a time; what is lost when a connection breaks
+
+
+def download(name, models_dir, base_url=None):
+    """Make models_dir/<name> complete.
+
+    base_url: fetch <base_url>/<124M ...>/<file>, from nowhere else; name may then be a model that is no release.
+    Raises ValueError for an impossible name, OSError if a file cannot be fetched or written.
+    """
+    release = NAMES.get(name)
+    if not release and not (base_url and re.match(r'\w[\w.-]*$', name)):
+        raise ValueError('no released model is called %r; choose from %s' % (name, CHOICES))
+    folder = os.path.join(os.path.expanduser(os.path.expandvars(models_dir)), name)
+    os.makedirs(folder, exist_ok=True)
+    addresses = collections.deque([base_url.rstrip('/')] if base_url else ADDRESSES)
+    with turn(folder):
+        for file in FILES:
+            path = os.path.join(folder, file)
+            if not is_right(path, release):
+                fetch_from_any(addresses, '%s/%s' % (release or name, file), path, release)
+    note('%s is complete' % folder)
+
+
+def is_right(path, release):
+    """Whether the file is there and proven. Of a model that is no release only the weights prove themselves."""
+    if not os.path.exists(path) or release is None and os.path.basename(path) != DATA:
+        return False
+    try:
+        prove(path, path, release)
+    except ValueError as error:
+        note('%s: %s; fetching it again' % (path, error))
+        return False
+    return True
+
+
+def fetch_from_any(addresses, remote_path, path, release):
+    """Fetch a file from the first of addresses (a deque) that has it, and leave that one at the front.
+
+    Raises OSError that gives the reason for each address, or that says why the file cannot be written.
+    """
+    reasons = []
+    for _ in range(len(addresses)):
+        url = '%s/%s' % (addresses[0], remote_path)
+        note('fetching %s' % url)
+        try:
+            return fetch(url, path, release)
+        except (requests.RequestException, ValueError) as error:
+            reasons.append('%s: %s' % (url, in_short(error)))
+            note(in_short(error))
+            addresses.rotate(-1)
+    raise OSError('cannot download ' + '; '.join(reasons))
+
+
+def fetch(url, path, release):
+    """Bring a file from url to path, proven.
+
+    Raises ValueError if the server does not have it, requests.RequestException if it does not come through,
+    OSError if it cannot be written.
+    """
+    part = path + '.part'
+    left_over = size_of(part) > 0
+    while True:
+        transfer(url, part, known_bytes(path, release))
+        try:
+            prove(part, path, release)
+        except ValueError:
+            os.remove(part)
+            if not left_over:  # by an earlier run, perhaps from another server: then once more from the beginning
+                raise
+            left_over = False
+        else:
+            return os.replace(part, path)
+
+
+def transfer(url, part, n_bytes):
+    """Bring what the file part lacks, trying again while that may help. Parameters and errors are those of request."""
+    most_bytes = size_of(part)
+    failures = 0
+    while True:
+        try:
+            return request(url, part, n_bytes)
+        except requests.RequestException as error:
+            failures = 1 if size_of(part) > most_bytes else failures + 1
+            most_bytes = max(most_bytes, size_of(part))
+            if failures >= TRIES or isinstance(error, ValueError):  # the latter means that there is no such address
+                raise
+            wait_seconds = FIRST_WAIT_SECONDS * 2 ** (failures - 1)
+            note('%s; trying again in %g s' % (in_short(error), wait_seconds))
+            time.sleep(wait_seconds)
+        except OSError as error:  # not the network but this computer
+            raise OSError('%s: %s; what has come is kept, and the same command goes on from there'
+                          % (part, error.strerror or error))
+
+
+def request(url, part, n_bytes):
+    """Ask once for what the file part lacks, and append it.
+
+    n_bytes: how long the file is. None if nobody knows: it is then fetched from the beginning, for nothing could tell
+    that two halves do not belong together.
+    Raises ValueError if the server does not have the file, requests.RequestException if it does not come through,
+    OSError if it cannot be written.
+    """
+    start = size_of(part)
+    if n_bytes is None or start > n_bytes:
+        start = 0
+    if start == n_bytes:
+        return
+    headers = {'Accept-Encoding': 'identity'}
+    if start:
+        headers['Range'] = 'bytes=%d-' % start
+    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as response:
+        start, total = what_comes(response, start, n_bytes)
+        name = os.path.basename(url)
+        with open(part, 'ab') as file, \
+                tqdm(desc=name, initial=start, total=total, unit='B', unit_scale=True, disable=None) as bar:
+            file.truncate(start)
+            for piece in response.iter_content(PIECE_BYTES):
+                file.write(piece)
+                bar.update(len(piece))
+    if total not in (None, size_of(part)):
+        raise requests.ConnectionError('the connection broke after %d of %d bytes' % (size_of(part), total))
+
+
+def what_comes(response, start, n_bytes):
+    """From which byte on a response brings the file, and how long the file will then be (None: not said).
+
+    start: the first byte that was asked for.
+    Raises requests.HTTPError for a server that is out of order, ValueError for one that has not got the file.
+    """
+    status = '%d %s' % (response.status_code, response.reason)
+    if response.status_code >= 500 or response.status_code in (408, 429):
+        raise requests.HTTPError('the server answers %s' % status)
+    if response.status_code not in (200, 206):
+        raise ValueError('the server answers %s' % status)
+    if response.status_code == 200:  # all of it, asked for or not
+        start = 0
+    elif not response.headers.get('Content-Range', '').startswith('bytes %d-' % start):
+        raise ValueError('the server sends another part of the file than it was asked for')
+    length = response.headers.get('Content-Length')
+    total = n_bytes if length is None else start + int(length)
+    if n_bytes not in (None, total):
+        raise ValueError('the server has %d bytes of %s, the file has %d: a proxy, or not the released model?'
+                         % (total, response.headers.get('Content-Type', 'unknown type'), n_bytes))
+    return start, total
+
+
+def known_bytes(path, release):
+    """How long the file of this name is by right; None if only its server knows."""
+    folder, file = os.path.split(path)
+    if file in KNOWN[release]:
+        return KNOWN[release][file][0]
+    return tensor_bundle.data_bytes(os.path.join(folder, INDEX)) if file == DATA else None
+
+
+def prove(path, final_path, release):
+    """Raises ValueError that says what is wrong if the file at path is not the one that should be at final_path."""
+    folder, file = os.path.split(final_path)
+    with open(path, 'rb') as opened:
+        head = opened.read(100)
+    if file != DATA and head.lstrip(b'\xef\xbb\xbf \t\r\n').startswith(b'<'):
+        raise ValueError('it is a web page, as a proxy sends, and not the file')
+    n_bytes = known_bytes(final_path, release)
+    if n_bytes not in (None, size_of(path)):
+        raise ValueError('it has %d bytes instead of %d' % (size_of(path), n_bytes))
+    if file in KNOWN[release]:
+        if sha256(path) != KNOWN[release][file][1]:
+            raise ValueError('its SHA-256 is not that of the release')
+    elif file == DATA:
+        note('checking the tensors')
+        tensor_bundle.check_data(path, os.path.join(folder, INDEX))
+    elif file == INDEX:
+        data_bytes = tensor_bundle.data_bytes(path)
+        if release and data_bytes != 4 * n_parameters(release):
+            raise ValueError('it speaks of %d bytes of weights, %s has %d'
+                             % (data_bytes, release, 4 * n_parameters(release)))
+    elif file == META:
+        with open(path, 'rb') as opened:
+            list(tensor_bundle.fields(opened.read()))
+    elif file == 'hparams.json' and release:
+        check_hparams(path, release)
+
+
+def check_hparams(path, release):
+    """Raises ValueError unless hparams.json has the numbers of the release."""
+    n_layer, n_head, n_embd = LAYERS_HEADS_WIDTH[release]
+    wanted = {'n_vocab': N_VOCAB, 'n_ctx': N_CTX, 'n_embd': n_embd, 'n_head': n_head, 'n_layer': n_layer}
+    with open(path, encoding='utf-8') as file:
+        found = json.load(file)
+    if found != wanted:
+        raise ValueError('it has %s instead of %s' % (found, wanted))
+
+
+def n_parameters(release):
+    """How many numbers a released model has learnt."""
+    n_layer, _, n_embd = LAYERS_HEADS_WIDTH[release]
+    in_layer = 12 * n_embd ** 2 + 13 * n_embd  # matrices: 3 + 1 of attention, 4 + 4 of the MLP; biases, and two norms
+    return (N_VOCAB + N_CTX) * n_embd + n_layer * in_layer + 2 * n_embd
+
+
+def sha256(path):
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        for piece in iter(lambda: file.read(2 ** 20), b''):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def size_of(path):
+    """Bytes of a file, 0 if there is none."""
+    return os.path.getsize(path) if os.path.exists(path) else 0
+
+
+@contextlib.contextmanager
+def turn(folder):
+    """Wait until no other process downloads into folder, and keep others waiting meanwhile.
+
+    What locks is not that the file is there but the system, which forgets it when the process ends, in whatever way.
+    """
+    path = os.path.join(folder, '.lock')
+    waited = False
+    file = open(path, 'a', encoding='utf-8')
+    while not lock(file):
+        if not waited:
+            note('waiting for another download into %s' % folder)
+        waited = True
+        time.sleep(0.2)
+        file.close()
+        file = open(path, 'a', encoding='utf-8')
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # Windows does not remove an open file
+            os.remove(path)
+        file.close()
+
+
+def lock(file):
+    """Lock an open file against other processes.
+
+    Returns False if another one has it, or had it and has removed it since it was opened here.
+    """
+    try:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        pass  # a file system without locks
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(file.name))
+    return False
+
+
+def in_short(error):
+    """What a user needs to know of a network error, whose own text is long and nested."""
+    if isinstance(error, requests.Timeout) or 'timed out' in str(error):
+        return 'no answer for %g seconds' % TIMEOUT_SECONDS
+    if isinstance(error, requests.exceptions.ChunkedEncodingError):
+        return 'the connection broke'
+    found = re.search(r'\[(Errno|SSL)[^\'"()]+', str(error))
+    return found.group().strip() if found else str(error)
+
+
+def note(text):
+    print(text, file=sys.stderr, flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument('name', help=CHOICES + '; with --base_url any model that is there')
+    parser.add_argument('--models_dir', default=os.path.join(ROOT, 'models'),
+                        help='where the folder <name> will be (default: %(default)s)')
+    parser.add_argument('--base_url', default=os.environ.get('GPT2_BASE_URL'),
+                        help='fetch <base_url>/<124M, ...>/<file>, and from nowhere else (default: the environment '
+                        'variable GPT2_BASE_URL; without it the address of the release, then two mirrors)')
+    parser.error = lambda message: sys.exit('download_model.py: %s; --help explains' % message)  # status 1, not 2
+    arguments = parser.parse_args()
+    try:
+        download(arguments.name, arguments.models_dir, arguments.base_url)
+    except KeyboardInterrupt:
+        note('download_model.py: stopped; the same command goes on from here')
+        sys.exit(130)
+    except (ValueError, OSError) as error:
+        sys.exit('download_model.py: %s' % error)
+
+
+if __name__ == '__main__':
+    main()

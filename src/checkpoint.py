@@ -1,0 +1,180 @@
+"""A model's folder on disk, models/<name>/, to and from hyperparameters and the weights in a session.
+
+TensorFlow is imported inside the functions that need it: a script asks for the folder first, and a missing model
+answers at once.
+"""
+import json
+import os
+import re
+import shutil
+
+import encoder
+
+VOCABULARY_FILES = ('encoder.json', 'vocab.bpe')
+WEIGHTS_SUFFIXES = ('.data-00000-of-00001', '.index', '.meta')  # the index after the data it speaks of
+
+
+def model_dir(model_name, models_dir='models'):
+    """The folder of a model that is complete: hyperparameters, vocabulary and weights.
+
+    A relative models_dir is looked up from the working directory, then from the repository's root.
+    Raises FileNotFoundError that lists what is missing and the command that gets it.
+    """
+    folder = encoder.model_folder(model_name, models_dir, files=('checkpoint', 'hparams.json') + VOCABULARY_FILES)
+    name = os.path.basename(weights_prefix(folder))
+    return encoder.model_folder(model_name, models_dir, files=[name + suffix for suffix in WEIGHTS_SUFFIXES[:2]])
+
+
+def new_model_dir(model_name, models_dir='models'):
+    """Where to make a model, or go on making it: in models_dir of the working directory if that is there, or else of the
+    repository."""
+    if not os.path.isdir(models_dir):
+        models_dir = os.path.join(encoder.REPOSITORY, models_dir)
+    return os.path.join(models_dir, str(model_name))
+
+
+def weights_prefix(folder):
+    """What the names of the weights' files begin with: folder/model.ckpt, or another name that the file `checkpoint` has.
+
+    Raises ValueError if that file names none.
+    """
+    path = os.path.join(folder, 'checkpoint')
+    with open(path, encoding='utf-8', errors='replace') as file:
+        found = re.search(r'^model_checkpoint_path: "(.+)"', file.read(), re.MULTILINE)
+    if not found:
+        raise ValueError('%s names no checkpoint; it should hold the line model_checkpoint_path: "model.ckpt"' % path)
+    return os.path.join(folder, os.path.basename(found.group(1)))  # the folder may have moved since
+
+
+def load_hparams(model_name, models_dir='models'):
+    """The HParams of a model, from its hparams.json.
+
+    Raises FileNotFoundError as model_dir does, ValueError for a file that is not JSON or for missing, unknown or
+    impossible numbers.
+    """
+    from model import default_hparams
+    path = os.path.join(encoder.model_folder(model_name, models_dir, files=('hparams.json',)), 'hparams.json')
+    try:
+        with open(path, encoding='utf-8') as file:
+            values = json.load(file)
+        hparams = default_hparams()
+        missing = [name for name in hparams.names if name not in values]
+        if missing:
+            raise ValueError('%s missing' % ', '.join(missing))
+        hparams.override_from_dict(values)
+        hparams.check()
+        return hparams
+    except (ValueError, TypeError) as error:
+        raise ValueError('%s does not describe a model: %s' % (path, error))
+
+
+def restore(sess, model_name, models_dir='models', scope='model'):
+    """Load a model's weights into the variables under scope; the graph must have been built.
+
+    Raises FileNotFoundError as model_dir does, and ValueError for variables that the checkpoint lacks or holds with
+    another shape, all of them by name, and for files that are truncated or corrupt.
+    """
+    restore_variables(sess, model_variables(sess.graph, scope), weights_prefix(model_dir(model_name, models_dir)))
+
+
+def save(sess, folder, hparams, source, scope='model', step=None, keep=1):
+    """Make folder a complete model: the weights under scope, hparams, and the vocabulary of the model folder source.
+
+    step: of training; the weights' file names carry it (model.ckpt-100). None: plain model.ckpt, as released.
+    keep: how many of the numbered saves stay, the newest.
+    Files are written aside and renamed, and `checkpoint` turns to the new weights once they are there: numbered saves
+    leave a whole model in the folder at every moment.
+    """
+    os.makedirs(folder, exist_ok=True)
+    for name in VOCABULARY_FILES:
+        path = os.path.join(folder, name)
+        if not os.path.exists(path):
+            shutil.copyfile(os.path.join(source, name), path + '.part')
+            os.replace(path + '.part', path)
+    replace_text(os.path.join(folder, 'hparams.json'), json.dumps(hparams.values(), sort_keys=True) + '\n')
+    name = 'model.ckpt' if step is None else 'model.ckpt-%d' % step
+    save_variables(sess, model_variables(sess.graph, scope), os.path.join(folder, name))
+    replace_text(os.path.join(folder, 'checkpoint'),
+                 'model_checkpoint_path: "%s"\nall_model_checkpoint_paths: "%s"\n' % (name, name))
+    remove_old(os.path.join(folder, 'model.ckpt'), keep)
+
+
+def session():
+    """A session that takes GPU memory as it needs it, and runs on the CPU what no GPU can."""
+    from tf1 import tf
+    config = tf.ConfigProto(allow_soft_placement=True)
+    config.gpu_options.allow_growth = True
+    return tf.Session(config=config)
+
+
+def model_variables(graph, scope='model'):
+    """{name in a checkpoint: variable} of the model under scope.
+
+    Only trainable ones: an optimizer keeps its averages under the same names.
+    Raises ValueError if there are none.
+    """
+    from tf1 import tf
+    variables = {'model' + variable.op.name[len(scope):]: variable
+                 for variable in graph.get_collection(tf.GraphKeys.TRAINABLE_VARIABLES, re.escape(scope) + '/')}
+    if not variables:
+        raise ValueError('the graph has no variable under %r; build the model first' % scope)
+    return variables
+
+
+def restore_variables(sess, variables, prefix):
+    """Load variables {name: variable} from the checkpoint files that begin with prefix. Raises ValueError as restore does."""
+    from tf1 import tf
+    try:
+        stored = tf.train.load_checkpoint(prefix).get_variable_to_shape_map()
+        problems = []
+        for name, variable in sorted(variables.items()):
+            shape = variable.shape.as_list()
+            if name not in stored:
+                problems.append('%s is missing' % name)
+            elif stored[name] != shape:
+                problems.append('%s has shape %s instead of %s' % (name, stored[name], shape))
+        if problems:
+            raise ValueError('the weights in %s.* do not fit hparams.json: %s' % (prefix, '; '.join(problems)))
+        saver(sess.graph, variables).restore(sess, prefix)
+    except tf.errors.ResourceExhaustedError:
+        raise
+    except (tf.errors.OpError, RuntimeError, IndexError) as error:  # the last two: of a damaged index, in TensorFlow 2
+        raise ValueError('the weights in %s.* are truncated or corrupt (%s); delete these files and fetch them again'
+                         % (prefix, type(error).__name__))
+
+
+def save_variables(sess, variables, prefix):
+    """Write variables {name: variable} into checkpoint files whose names begin with prefix, aside first."""
+    saver(sess.graph, variables).save(sess, prefix + '.part', write_state=False)
+    for suffix in WEIGHTS_SUFFIXES:
+        os.replace(prefix + '.part' + suffix, prefix + suffix)
+
+
+def saver(graph, variables):
+    """The graph's Saver of these variables, made once: each one adds operations to the graph."""
+    from tf1 import tf
+    key = ' '.join(sorted(variables))
+    with graph.as_default():
+        if not graph.get_collection(key):
+            graph.add_to_collection(key, tf.train.Saver(variables))
+    return graph.get_collection(key)[0]
+
+
+def remove_old(prefix, keep):
+    """Delete the numbered saves prefix-<step>.*, but for the keep newest."""
+    folder, name = os.path.split(prefix)
+    steps = {}
+    for file in os.listdir(folder):
+        numbered = re.match(re.escape(name) + r'-(\d+)\.', file)
+        if numbered:
+            steps.setdefault(int(numbered.group(1)), []).append(os.path.join(folder, file))
+    for step in sorted(steps)[:-keep]:
+        for path in steps[step]:
+            os.remove(path)
+
+
+def replace_text(path, text):
+    """Write a UTF-8 file whole or not at all."""
+    with open(path + '.part', 'w', encoding='utf-8', newline='\n') as file:
+        file.write(text)
+    os.replace(path + '.part', path)

@@ -1,0 +1,313 @@
+"""Text files to token ids: documents, encoded corpora, training batches, evaluation windows.
+
+The encoder is handed in: anything with `encode(text)`, `end_of_text`, `encoder` and `bpe_ranks` will do.
+"""
+import codecs
+import collections
+import glob
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+import re
+import signal
+import threading
+import time
+
+import numpy as np
+from tqdm import tqdm
+
+SEPARATOR = b'<|endoftext|>'  # alone on its line; it never reaches the encoder, which knows text only
+CHUNK = 1 << 18  # characters handed to a process at once: a fraction of a second of work
+MAX_VOCAB = 1 << 16  # token ids are kept as uint16
+
+
+def find_files(paths):
+    """List the files that `paths` names: in the order given, by name within a folder or a glob, each once.
+
+    paths: a file, a glob or a folder (its .txt and .jsonl files, at any depth); several as a list, or between commas.
+    Raises FileNotFoundError for a path that names no file.
+    """
+    if not isinstance(paths, (list, tuple)):
+        paths = [paths] if os.path.exists(str(paths)) else str(paths).split(',')
+    files = collections.OrderedDict()
+    for path in map(str, paths):
+        if os.path.isdir(path):
+            found = [os.path.join(folder, name) for folder, _, names in os.walk(path)
+                     for name in names if name.endswith(('.txt', '.jsonl'))]
+        elif os.path.exists(path):  # before glob: a name may hold brackets
+            found = [path]
+        else:
+            found = [match for match in glob.glob(path, recursive=True) if os.path.isfile(match)]
+        if not found:
+            raise FileNotFoundError('no file matches %r; give a file, a glob or a folder of .txt or .jsonl' % path)
+        files.update((name, None) for name in sorted(found))
+    return list(files)
+
+
+def read_documents(paths):
+    """Iterate over the documents of the files that `paths` names (see `find_files`), one in memory at a time.
+
+    A .jsonl file holds one document a line: a JSON string, or an object with the key "text". Any other file is text:
+    documents separated by a line holding exactly <|endoftext|>, where the newline before that line belongs to the
+    separator; without such a line the file is one document. A byte order mark is skipped and, in a text, CRLF becomes
+    LF; nothing else is changed.
+    Yields str, never empty.
+    Raises FileNotFoundError, and ValueError for what is not UTF-8 (names file and byte) or such JSON (file and line).
+    """
+    return itertools.chain.from_iterable(
+        (_jsonl_documents if _is_jsonl(path) else _text_documents)(path) for path in find_files(paths))
+
+
+def _is_jsonl(path):
+    return path.endswith('.jsonl')
+
+
+def _text_documents(path):
+    for start, raw, separated in _split(path):
+        try:
+            text = raw.decode('utf-8').replace('\r\n', '\n')
+        except UnicodeDecodeError as error:
+            raise ValueError('%s is not UTF-8: byte %d is 0x%02x; convert the file to UTF-8'
+                             % (path, start + error.start, raw[error.start]))
+        if separated and text.endswith('\n'):
+            text = text[:-1]
+        if text:
+            yield text
+
+
+def _split(path):
+    """Yield (offset in bytes, bytes, whether a separator follows) of each document."""
+    with open(path, 'rb') as file:
+        if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+            file.seek(0)
+        start, lines = file.tell(), []
+        for line in file:
+            if line in (SEPARATOR + b'\n', SEPARATOR + b'\r\n', SEPARATOR):
+                document = b''.join(lines)
+                yield start, document, True
+                start, lines = start + len(document) + len(line), []
+            else:
+                lines.append(line)
+        yield start, b''.join(lines), False
+
+
+def _jsonl_documents(path):
+    with open(path, 'rb') as file:
+        for number, line in enumerate(file, 1):
+            if number == 1 and line.startswith(codecs.BOM_UTF8):
+                line = line[len(codecs.BOM_UTF8):]
+            if not line.strip():
+                continue
+            try:
+                text = json.loads(line.decode('utf-8'))
+                if isinstance(text, dict):
+                    text = text.get('text')
+                if not isinstance(text, str):
+                    raise ValueError('there is no text')
+                text.encode('utf-8')  # JSON can spell half a surrogate pair, which is not text
+            except ValueError as error:  # covers errors of JSON and of UTF-8
+                raise ValueError('%s, line %d: %s; a line must be a JSON string or {"text": "..."}'
+                                 % (path, number, error))
+            if text:
+                yield text
+
+
+def encode_documents(encoder, documents, *, processes=None):
+    """Encode documents: the ids that `encoder.encode` gives for each, and the end-of-text id after each.
+
+    documents: iterable of str.  processes: None is one per core. A short text is encoded in this process.
+    Returns uint16 [N].
+    Raises ValueError for a vocabulary over 65,536.
+    """
+    return np.concatenate([np.zeros(0, np.uint16)] + list(_encode(encoder, documents, processes, None)))
+
+
+def load_tokens(encoder, paths, cache_folder, *, processes=None):
+    """Encode the files that `paths` names into a file of `cache_folder`; the same bytes and vocabulary find it again.
+
+    The corpus may be larger than memory. The folder is made if missing, and may be deleted to free its disk space.
+    Returns uint16 [N] as `encode_documents` does, read-only and memory-mapped.
+    Raises as `read_documents` and `encode_documents` do, and ValueError if there is no text at all.
+    """
+    files = find_files(paths)
+    cached = os.path.join(cache_folder, 'tokens-%s.uint16' % _cache_key(encoder, files))
+    if not os.path.exists(cached):
+        os.makedirs(cache_folder, exist_ok=True)
+        unfinished = '%s.%d.unfinished' % (cached, os.getpid())
+        try:
+            with open(unfinished, 'wb') as file:
+                for ids in _encode(encoder, read_documents(files), processes, sum(map(os.path.getsize, files))):
+                    file.write(ids.astype('<u2').tobytes())
+                if not file.tell():
+                    raise ValueError('there is no text in %s' % ', '.join(files))
+            os.replace(unfinished, cached)
+        finally:
+            if os.path.exists(unfinished):
+                os.remove(unfinished)
+    return np.memmap(cached, dtype='<u2', mode='r')
+
+
+def _cache_key(encoder, files):
+    """Hash what the ids depend on: the vocabulary, the bytes of the files in order, and how each is read."""
+    # The 1 is to be raised when a change to this file or to the encoder gives other ids for the same text.
+    vocabulary = [1, sorted(encoder.encoder.items()), sorted(encoder.bpe_ranks.items()), encoder.end_of_text]
+    key = hashlib.sha256(json.dumps(vocabulary).encode('utf-8'))
+    for path in files:
+        digest = hashlib.sha256(b'jsonl' if _is_jsonl(path) else b'text')
+        with open(path, 'rb') as file:
+            for block in iter(lambda: file.read(1 << 20), b''):
+                digest.update(block)
+        key.update(digest.digest())
+    return key.hexdigest()[:16]
+
+
+def _encode(encoder, documents, processes, total_bytes):
+    """Yield the ids of the documents in order, as uint16 arrays, with a progress bar."""
+    if len(encoder.encoder) > MAX_VOCAB:
+        raise ValueError('a vocabulary of %d tokens is over %d, the most a corpus of 16-bit ids can hold'
+                         % (len(encoder.encoder), MAX_VOCAB))
+    with tqdm(desc='encoding', total=total_bytes, unit='B', unit_scale=True, disable=None) as bar:
+        for ids, size_bytes in _map_chunks(encoder, _chunks(documents), processes or _cores()):
+            bar.update(size_bytes)
+            yield ids
+        bar.total = bar.n  # separators and JSON's quotes are in the files, not in the documents
+
+
+def _cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+
+
+def _chunks(documents):
+    """Yield lists of about CHUNK characters: strings to encode, and None where a document ends."""
+    chunk, size = [], 0
+    for document in documents:
+        for piece in itertools.chain(_pieces(document), [None]):
+            chunk.append(piece)
+            size += len(piece or '')
+            if size >= CHUNK:
+                yield chunk
+                chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _pieces(text):
+    """Cut a text into pieces of about CHUNK characters whose ids, joined, are those of the whole.
+
+    No token of GPT-2 holds white space after anything else: the encoder itself cuts a text before every space or newline
+    that follows something else. A text without such a place stays whole.
+    """
+    boundary = re.compile(r'(?<=\S)[ \n]')
+    start = 0
+    while len(text) - start > CHUNK:
+        cut = boundary.search(text, start + CHUNK)
+        if not cut:
+            break
+        yield text[start:cut.start()]
+        start = cut.start()
+    yield text[start:]
+
+
+def _map_chunks(encoder, chunks, processes):
+    """Yield `_encode_chunk` of each chunk, in order. Reads few chunks ahead: the corpus may be larger than memory."""
+    first = list(itertools.islice(chunks, 2))
+    chunks = itertools.chain(first, chunks)
+    if processes == 1 or len(first) < 2:
+        for chunk in chunks:
+            yield _encode_chunk(encoder, chunk)
+        return
+    # Not pool.imap, which reads in a thread of its own and lets results pile up when they are written slowly.
+    with multiprocessing.Pool(processes, _start_worker, (encoder,)) as pool:  # leaving, by Ctrl-C too, ends the workers
+        pending = collections.deque()
+        for chunk in chunks:
+            pending.append(pool.apply_async(_work, (chunk,)))
+            if len(pending) > 2 * processes:
+                yield pending.popleft().get()
+        while pending:
+            yield pending.popleft().get()
+
+
+def _encode_chunk(encoder, chunk):
+    """Returns (ids, size in bytes) of a chunk of `_chunks`."""
+    ids, size_bytes = [], 0
+    for text in chunk:
+        if text is None:
+            ids.append(encoder.end_of_text)
+        else:
+            ids.extend(encoder.encode(text))
+            size_bytes += len(text.encode('utf-8', 'surrogatepass'))
+    return np.array(ids, np.uint16), size_bytes
+
+
+def _start_worker(encoder):
+    global _encoder  # a pool has no other way to give its workers something once
+    _encoder = encoder
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process: the parent ends the others
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which it does by SIGTERM, whatever handler it set for itself
+    threading.Thread(target=_exit_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _work(chunk):
+    return _encode_chunk(_encoder, chunk)
+
+
+def _exit_with(parent):
+    """End this process when its parent is gone: a killed parent ends nobody."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def training_batches(tokens, *, batch_size, n_ctx, seed, first=0):
+    """Iterate without end over batches, from number `first` on; batch i depends on nothing but tokens, seed and i.
+
+    The corpus is a ring. Each epoch cuts it into windows, at a random place, and takes each of them once, in random
+    order. A batch may hold the last windows of an epoch and the first of the next.
+    tokens: integer array [N].  seed: 0 ... 2^32 - 1.  first: the number of batches that a resumed run has seen.
+    Yields int32 [batch_size, n_ctx].
+    Raises ValueError for fewer than n_ctx tokens, or another seed.
+    """
+    if len(tokens) < n_ctx:
+        raise ValueError('a corpus of %d tokens is shorter than one window of %d; give more text or a smaller context'
+                         % (len(tokens), n_ctx))
+    if not 0 <= seed < 2 ** 32:
+        raise ValueError('seed %s is not in 0 ... 4294967295' % seed)
+    return _training_batches(tokens, batch_size, n_ctx, seed, first)
+
+
+def _training_batches(tokens, batch_size, n_ctx, seed, first):
+    n_windows = len(tokens) // n_ctx
+    epoch = None
+    for batch in itertools.count(first):
+        starts = []
+        for window in range(batch * batch_size, (batch + 1) * batch_size):
+            if window // n_windows != epoch:
+                epoch = window // n_windows
+                # RandomState: the one generator that NumPy 1.16 has and that gives the same numbers ever since.
+                random = np.random.RandomState([seed, epoch])
+                phase = random.randint(len(tokens), dtype=np.int64)
+                order = random.permutation(n_windows)
+            starts.append(phase + n_ctx * int(order[window % n_windows]))
+        positions = np.array(starts)[:, None] + np.arange(n_ctx)
+        yield tokens[positions % len(tokens)].astype(np.int32)
+
+
+def windows(tokens, *, n_ctx, stride):
+    """Iterate over the windows of a text in which each token but the first, which nothing predicts, is scored once.
+
+    Window i begins at token i * stride and has one token more than the context: its last is predicted, never fed.
+    tokens: integer array [N].  stride: 1 (every token sees as much as fits) ... n_ctx (no token is fed twice).
+    Yields (ids, first_scored): int32 [T], T <= n_ctx + 1, less in the last window only; the tokens to score are
+    ids[first_scored:]. Token p of the text is given at least the min(p, n_ctx + 1 - stride) tokens before it.
+    Yields nothing for fewer than two tokens.
+    Raises ValueError for a stride outside 1 ... n_ctx.
+    """
+    if not 1 <= stride <= n_ctx:
+        raise ValueError('stride is %d; it must be in 1 ... %d, the context' % (stride, n_ctx))
+    if len(tokens) < 2:
+        return iter(())
+    overlap = n_ctx + 1 - stride
+    begins = range(0, max(1, len(tokens) - overlap), stride)  # a later one would find every token scored
+    return ((np.array(tokens[begin:begin + n_ctx + 1], np.int32), overlap if begin else 1) for begin in begins)

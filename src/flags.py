@@ -1,0 +1,94 @@
+"""A function as a command line: Fire reads its flags, and here is all else that a process owes the one who ran it."""
+from concurrent.futures import ThreadPoolExecutor
+import contextlib
+import functools
+import inspect
+import io
+import os
+import sys
+
+import fire
+
+
+def run(function):
+    """Call function with the flags of the command line, then end the process.
+
+    Its parameters are the flags and its docstring is what --help shows. A value must be of its default's type, or of its
+    annotation's where the default is None.
+    A flag that does not exist, ValueError, OSError and ImportError end in one line on stderr and status 1. Ctrl-C and a
+    pipe that nobody reads any more are no errors: status 0. Input and output are UTF-8 whatever the locale.
+    """
+    speak_utf8()
+    status = 0
+    try:
+        positional, named = parse(function, sys.argv[1:])
+        function(*positional, **named)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the last flush complains
+    except KeyboardInterrupt:
+        pass
+    except (ValueError, OSError, ImportError) as error:
+        print('%s: %s' % (os.path.basename(sys.argv[0]), error), file=sys.stderr)
+        status = 1
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status)  # TensorFlow may be busy in a thread, and leaving in an orderly way would wait for it
+
+
+def parse(function, arguments):
+    """The call that arguments spell: (positional values, {flag: value}). --help is printed, and ends the process.
+
+    Raises ValueError for what function does not take.
+    """
+    calls = []
+
+    @functools.wraps(function)
+    def note(*positional, **named):
+        calls.append((positional, named))
+
+    # Fire calls a function first and complains about flags that it does not have afterwards: so it calls a note-taker.
+    asks_help = bool({'--help', '-h'} & set(arguments))
+    output = contextlib.suppress() if asks_help else contextlib.redirect_stderr(io.StringIO())
+    try:
+        with output:
+            fire.Fire(note, command=[argument for argument in arguments if argument != '--'] if asks_help else arguments)
+    except fire.core.FireExit as end:
+        if end.code == 0:
+            raise
+        parameters = ' '.join('--' + name for name in inspect.signature(function).parameters)
+        raise ValueError('%s; the flags are %s (--help explains them)' % (end.trace.elements[-1].ErrorAsStr(), parameters))
+    positional, named = calls[0]
+    check_types(function, positional, named)
+    return calls[0]
+
+
+def check_types(function, positional, named):
+    """Raises ValueError for a value that is not of its parameter's type. A number passes for text: a model may be called 7."""
+    signature = inspect.signature(function)
+    for name, value in signature.bind(*positional, **named).arguments.items():
+        parameter = signature.parameters[name]
+        if value is parameter.default:
+            continue
+        kind = type(parameter.default) if parameter.annotation is parameter.empty else parameter.annotation
+        wanted = {int: 'a whole number', float: 'a number', bool: 'True or False'}.get(kind)
+        fits = isinstance(value, (int, float) if kind is float else kind) if wanted else True
+        if not fits or (isinstance(value, bool) and wanted and kind is not bool):
+            raise ValueError('--%s is %r; it must be %s' % (name, value, wanted))
+
+
+def speak_utf8():
+    """Make the standard streams UTF-8: a byte that is not becomes U+FFFD on the way in, a lone surrogate ? on the way out."""
+    if hasattr(sys.stdin, 'detach'):
+        sys.stdin = io.TextIOWrapper(sys.stdin.detach(), encoding='utf-8', errors='replace')
+    for name in ('stdout', 'stderr'):
+        stream = getattr(sys, name)
+        if hasattr(stream, 'detach'):
+            line_buffering = stream.line_buffering
+            setattr(sys, name, io.TextIOWrapper(stream.detach(), 'utf-8', 'replace', line_buffering=line_buffering))
+
+
+def wait_for(function, *positional, **named):
+    """What function returns, called in a thread: Ctrl-C is answered at once, where TensorFlow would hold it for minutes."""
+    return ThreadPoolExecutor(max_workers=1).submit(function, *positional, **named).result()

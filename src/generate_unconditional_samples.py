@@ -1,0 +1,47 @@
+#!/usr/bin/env python3
+"""Print texts that a GPT-2 model makes up from nothing."""
+import checkpoint
+import encoder
+import flags
+
+
+def sample_model(model_name='117M', seed: int = None, nsamples=0, batch_size=1, length: int = None, temperature=1.0, top_k=0,
+                 top_p=1.0, models_dir='models'):
+    """Print texts that a model makes up from nothing.
+
+    Args:
+        model_name: which model, a folder in models_dir
+        seed: the same seed gives the same samples, at any batch_size; None is a new one each time
+        nsamples: how many samples; 0 goes on until Ctrl-C
+        batch_size: samples made at once; more are faster in all, and take more memory
+        length: tokens in a sample; None is as many as the model's context holds
+        temperature: below 1 takes fewer risks, above 1 more; 0 takes the likeliest token each time
+        top_k: draw from this many of the likeliest tokens; 0 from all
+        top_p: draw from the likeliest tokens that have this share of the probability together; 1 from all
+        models_dir: folder of the models, looked for here and then in the repository
+    """
+    checkpoint.model_dir(model_name, models_dir)
+    text_encoder = encoder.get_encoder(model_name, models_dir)
+
+    import sample
+    from tf1 import tf
+    hparams = checkpoint.load_hparams(model_name, models_dir)
+    if length is None:
+        length = hparams.n_ctx
+    context = tf.placeholder(tf.int32, [None, 1])
+    draws = tf.placeholder(tf.float64, [None, length])
+    output = sample.sample_sequence(hparams=hparams, length=length, context=context, draws=draws,
+                                    temperature=temperature, top_k=top_k, top_p=top_p)
+    with checkpoint.session() as sess:
+        checkpoint.restore(sess, model_name, models_dir)
+        for numbers in sample.batches(nsamples, batch_size):
+            rows = flags.wait_for(sess.run, output, {
+                context: [[text_encoder.end_of_text]] * len(numbers),
+                draws: sample.random_draws(seed, numbers, length)})
+            for number, row in zip(numbers, rows):
+                print('=' * 40 + ' SAMPLE %d ' % (number + 1) + '=' * 40)
+                print(text_encoder.decode(row[1:]), flush=True)
+
+
+if __name__ == '__main__':
+    flags.run(sample_model)

@@ -1,0 +1,206 @@
+"""Logits to token ids: the filters, the draw, and the loop that feeds each token back. Shapes as in model.py."""
+from collections import namedtuple
+import numbers
+import sys
+
+import numpy as np
+
+import model
+from tf1 import tf
+
+REMOVED = -1e10  # the logit of a token that a filter took out
+NO_TOKEN = -1  # what stands after the end of a row when there is no end token
+
+
+def top_k_logits(logits, k):
+    """Keep the k likeliest tokens, and those that tie with the k-th.
+
+    logits: float32 [B, V].  k: number or scalar tensor; 0, or more than V, keeps all.
+    Returns float32 [B, V]: kept logits as they were, the rest -1e10.
+    Raises ValueError for k below 0.
+    Source: Fan et al. 2018 (arXiv:1805.04833), section 5.4.
+    """
+    if isinstance(k, numbers.Number):
+        if k < 0 or k != int(k):
+            raise ValueError('top_k is %r; it must be a whole number, 1 or more, or 0 to keep every token' % k)
+        if k == 0:
+            return logits
+    n_vocab = tf.shape(logits)[-1]
+    k = tf.where(tf.equal(k, 0), n_vocab, tf.minimum(tf.cast(k, tf.int32), n_vocab))
+    kth_B1 = tf.nn.top_k(logits, k=k).values[:, -1:]
+    return keep(logits, logits >= kth_B1)
+
+
+def top_p_logits(logits, p):
+    """Keep the smallest set of tokens whose probabilities sum to at least p, and those that tie with its last.
+
+    logits: float32 [B, V].  p: number in (0, 1]; 1 keeps all.
+    Returns float32 [B, V]: kept logits as they were, the rest -1e10.
+    Raises ValueError for p outside (0, 1].
+    Source: Holtzman et al. 2019 (arXiv:1904.09751), section 3.1.
+    """
+    if isinstance(p, numbers.Number):
+        if not 0 < p <= 1:
+            raise ValueError('top_p is %r; it must be over 0 and at most 1, which keeps every token' % p)
+        if p == 1:
+            return logits
+    sorted_BV = tf.nn.top_k(logits, k=tf.shape(logits)[-1]).values  # tf.sort is not in TensorFlow 1.12
+    probability_BV = tf.nn.softmax(tf.cast(sorted_BV, tf.float64))
+    mass_before_BV = tf.cumsum(probability_BV, axis=-1, exclusive=True)
+    n_kept_B = tf.reduce_sum(tf.cast(mass_before_BV < tf.cast(p, tf.float64), tf.int32), axis=-1)
+    last_kept_B = tf.gather_nd(sorted_BV, tf.stack([tf.range(tf.shape(logits)[0]), n_kept_B - 1], axis=-1))
+    return keep(logits, logits >= last_kept_B[:, None])
+
+
+def keep(logits, kept):
+    """Logits where kept is true, REMOVED elsewhere."""
+    return tf.where(kept, logits, REMOVED * tf.ones_like(logits))
+
+
+def pick(logits_BV, draw_B):
+    """The token of each row at which the cumulated probability first exceeds its draw: int32 [B].
+
+    draw_B: float64 in [0, 1). An evenly spread draw picks tokens by their softmax.
+    """
+    # In float32 the sum over 50,257 tokens would lose the unlikely ones: 1e-8 vanishes beside 0.9.
+    unscaled_BV = tf.exp(tf.cast(logits_BV - tf.reduce_max(logits_BV, axis=-1, keepdims=True), tf.float64))
+    cumulated_BV = tf.cumsum(unscaled_BV, axis=-1)
+    target_B1 = draw_B[:, None] * cumulated_BV[:, -1:]
+    return tf.reduce_sum(tf.cast(cumulated_BV <= target_B1, tf.int32), axis=-1)
+
+
+def next_tokens(logits_BV, draw_B, *, temperature, top_k, top_p):
+    """One token for each row: int32 [B]. Temperature first, then top_k, then top_p; temperature 0 is the arg-max."""
+    if isinstance(temperature, numbers.Number) and temperature == 0:
+        return tf.argmax(logits_BV, axis=-1, output_type=tf.int32)
+    # From the maximum down, a temperature however low overflows to -inf and never to NaN.
+    logits_BV = (logits_BV - tf.reduce_max(logits_BV, axis=-1, keepdims=True)) / tf.cast(temperature, tf.float32)
+    return pick(top_p_logits(top_k_logits(logits_BV, top_k), top_p), draw_B)
+
+
+# fed_BT: what the network reads next, the prompt and then a token at a time
+# past: its keys and values so far, model.past_shape
+# tokens_BS: the texts up to here
+# ended_B: rows that drew the end token, or have all their tokens
+State = namedtuple('State', 'fed_BT past tokens_BS ended_B')
+
+
+def sample_sequence(*, hparams, length, start_token=None, batch_size=None, context=None, temperature=1, top_k=0, top_p=1,
+                    end_token=None, context_lengths=None, draws=None):
+    """Continue each prompt by length tokens.
+
+    context: int32 [B, C], the prompts; or start_token and batch_size: every prompt is that one token.
+    context_lengths: int32 [B], 1 to C, when prompts of different lengths stand left-aligned in context. Row i continues
+        from column context_lengths[i] and gets length tokens there; what stood after its prompt is ignored.
+    temperature: number over 0, or a Python 0 for the likeliest token each time.  top_k, top_p: as the filters take them.
+    end_token: a row ends with the first one drawn, and is filled with it; when all rows have ended the loop stops, so
+        fewer columns may come back. Without one, the columns after a shorter prompt's tokens are -1.
+    draws: float [B, length] in [0, 1), the only randomness: row i takes draws[i, j] for its j-th token. None draws them in
+        the graph.
+    Returns int32 [B, C + length]: prompts and continuations.
+    Raises ValueError for arguments that contradict each other, or more tokens than the context holds; a context whose
+        width is known only at run time raises tf.errors.InvalidArgumentError there.
+    """
+    hparams.check()
+    check_options(length, temperature)
+    if (start_token is None) == (context is None):
+        raise ValueError('give either start_token (with batch_size) or context, and not both')
+    if context is None:
+        if batch_size is None:
+            raise ValueError('start_token needs batch_size, the number of samples')
+        context = tf.fill([batch_size, 1], start_token)
+    context_BC = tf.convert_to_tensor(context, tf.int32)
+    batch, n_context = model.sizes(context_BC)
+    check_room = fits(hparams, n_context, length)
+    with tf.control_dependencies(check_room):
+        context_BC = tf.identity(context_BC)
+    length_B = tf.fill([batch], n_context) if context_lengths is None else tf.convert_to_tensor(context_lengths, tf.int32)
+    if draws is None:
+        draws = tf.random_uniform([batch, length], dtype=tf.float64)
+    draws = tf.cast(draws, tf.float64)
+    row_B = tf.range(batch)
+    filler = NO_TOKEN if end_token is None else end_token
+    n_total = n_context + length
+
+    def unfinished(*state):
+        state = State(*state)
+        return tf.logical_and(tf.shape(state.tokens_BS)[1] < n_total, tf.logical_not(tf.reduce_all(state.ended_B)))
+
+    def step(*state):
+        state = State(*state)
+        output = model.next_token_logits(hparams, state.fed_BT, past=state.past)
+        n_seen = tf.shape(state.tokens_BS)[1]
+        n_drawn_B = n_seen - length_B  # below 0 inside a prompt, where the next token is given
+        draw_B = tf.gather_nd(draws, tf.stack([row_B, tf.clip_by_value(n_drawn_B, 0, length - 1)], axis=-1))
+        drawn_B = next_tokens(output['logits'], draw_B, temperature=temperature, top_k=top_k, top_p=top_p)
+        given_B = context_BC[:, tf.minimum(n_seen, n_context - 1)]
+        in_prompt_B = n_drawn_B < 0
+        token_B = tf.where(in_prompt_B, given_B, tf.where(state.ended_B, tf.fill([batch], filler), drawn_B))
+        ended_B = tf.logical_or(state.ended_B, n_drawn_B >= length - 1)
+        if end_token is not None:
+            ended_B = tf.logical_or(ended_B, tf.logical_and(tf.equal(token_B, end_token), tf.logical_not(in_prompt_B)))
+        return State(
+            fed_BT=tf.maximum(token_B, 0)[:, None],  # NO_TOKEN has no embedding; nobody reads what follows it
+            past=tf.concat([state.past, output['present']], axis=-2),
+            tokens_BS=tf.concat([state.tokens_BS, token_B[:, None]], axis=1),
+            ended_B=ended_B)
+
+    prompt_BT = context_BC[:, :tf.reduce_min(length_B)]
+    past_sizes = model.past_shape(hparams=hparams, batch_size=batch, sequence=0)
+    start = State(fed_BT=prompt_BT, past=tf.zeros(past_sizes), tokens_BS=prompt_BT, ended_B=tf.fill([batch], length == 0))
+    known = context_BC.shape[0]
+    shapes = State(
+        fed_BT=tf.TensorShape([known, None]),
+        past=tf.TensorShape(model.past_shape(hparams=hparams, batch_size=known)),
+        tokens_BS=tf.TensorShape([known, None]),
+        ended_B=tf.TensorShape([known]))
+    end = tf.while_loop(unfinished, step, start, shape_invariants=shapes, back_prop=False)
+    return State(*end).tokens_BS
+
+
+def batches(n, batch_size):
+    """Yield the numbers 0 ... n - 1 as ranges of batch_size, the last maybe shorter; n = 0 never ends.
+
+    Raises ValueError for n below 0 or batch_size below 1.
+    """
+    if n < 0:
+        raise ValueError('nsamples is %d; it must be 1 or more, or 0 for samples without end' % n)
+    if batch_size < 1:
+        raise ValueError('batch_size is %d; it must be 1 or more' % batch_size)
+    n = n or sys.maxsize
+    return (range(first, min(first + batch_size, n)) for first in range(0, n, batch_size))
+
+
+def random_draws(seed, sample_numbers, length):
+    """What sample_sequence takes as draws: float64 [B, length] in [0, 1).
+
+    A row depends on seed and its sample's number alone. seed None: other numbers each time.
+    Raises ValueError for a seed outside 0 ... 2^32 - 1.
+    """
+    if seed is not None and not 0 <= seed < 2 ** 32:
+        raise ValueError('seed is %d; it must be 0 to 4294967295' % seed)
+    # RandomState, because NumPy keeps what it draws the same in all versions.
+    return np.array([np.random.RandomState(seed if seed is None else [seed, number]).random_sample(length)
+                     for number in sample_numbers])
+
+
+def check_options(length, temperature):
+    """Raises ValueError for what no sampler can do."""
+    if length < 0:
+        raise ValueError('length is %r; it must be 0 or more tokens' % length)
+    if isinstance(temperature, numbers.Number) and not 0 <= temperature < float('inf'):
+        raise ValueError('temperature is %r; it must be 0 (greedy) or more' % temperature)
+
+
+def fits(hparams, n_context, length):
+    """Whether prompt and continuation fit: ValueError now where the graph knows, otherwise the check to run first."""
+    most = hparams.n_ctx + 1  # the last sampled token is never fed back
+    message = 'prompt + length (%s) is over the context of ' + '%d: shorten the prompt, or pass --length' % hparams.n_ctx
+    if not isinstance(n_context, int):
+        return [tf.assert_less_equal(n_context + length, most, message=message % 'tokens')]
+    if n_context < 1:
+        raise ValueError('the prompt has no token; start from the end-of-text token')
+    if n_context + length > most:
+        raise ValueError('prompt (%d tokens) + length (%d) is over the context of %d; pass length %d or less'
+                         % (n_context, length, hparams.n_ctx, most - n_context))
+    return []

@@ -1,0 +1,49 @@
+"""TensorFlow's graph-mode API under one name, from 1.12 to 2.x: `from tf1 import tf`.
+
+TensorFlow is quiet unless the environment sets TF_CPP_MIN_LOG_LEVEL (0 tells all).
+"""
+import contextlib
+import os
+import sys
+import warnings
+
+_quiet = 'TF_CPP_MIN_LOG_LEVEL' not in os.environ
+
+
+@contextlib.contextmanager
+def _without_stderr():
+    """Keep C++ from writing to stderr: 2.x logs while it is imported, before it reads how much to log."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with open(os.devnull, 'wb') as devnull:
+        os.dup2(devnull.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+
+
+def _import_tensorflow():
+    try:
+        import tensorflow.compat.v1 as tensorflow
+    except ImportError:  # 1.12 is graph mode already, and its tf.compat has no v1
+        import tensorflow
+    return tensorflow
+
+
+if _quiet:
+    os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
+    warnings.filterwarnings('ignore', category=FutureWarning, module='tensorflow')  # 1.12 with NumPy 1.17 and later
+    with _without_stderr():
+        tf = _import_tensorflow()
+    tf.logging.set_verbosity(tf.logging.ERROR)
+else:
+    tf = _import_tensorflow()
+if hasattr(tf, 'disable_v2_behavior'):
+    tf.disable_v2_behavior()
+
+try:
+    stateless_uniform = tf.random.stateless_uniform
+except AttributeError:  # 1.12 has the operation, but its public name is in tf.contrib, which takes seconds to import
+    from tensorflow.python.ops.gen_stateless_random_ops import stateless_random_uniform as stateless_uniform

@@ -1,0 +1,327 @@
+"""checkpoint.py: models written by TensorFlow's own Saver are read whole or refused in plain words, and back again."""
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+import checkpoint
+import encoder
+import model
+import reference
+import tiny
+from tf1 import tf
+
+DATA, INDEX = 'model.ckpt.data-00000-of-00001', 'model.ckpt.index'
+SEVEN_FILES = sorted(['checkpoint', 'encoder.json', 'hparams.json', 'model.ckpt.meta', 'vocab.bpe', DATA, INDEX])
+# What the bucket of 2019 answers today, and what OpenAI's script stores under the names of the files.
+ERROR_PAGE = b"<?xml version='1.0' encoding='UTF-8'?><Error><Code>NoSuchBucket</Code></Error>"
+
+
+@pytest.fixture
+def models_dir(tiny_models, tmp_path):
+    """A copy of the models_dir with the tiny model, for a test to damage."""
+    folder = str(tmp_path / 'models')
+    shutil.copytree(tiny_models, folder)
+    return folder
+
+
+def tiny_file(models_dir, name):
+    return os.path.join(models_dir, 'tiny', name)
+
+
+def overwrite(path, content):
+    with open(path, 'wb') as file:
+        file.write(content)
+
+
+def content_of(path):
+    with open(path, 'rb') as file:
+        return file.read()
+
+
+def build(models_dir='models', name='tiny', scope='model', **changes):
+    """Build the network of a model on disk, with some of its sizes changed. Returns tokens and logits."""
+    hparams = checkpoint.load_hparams(name, models_dir)
+    hparams.override_from_dict(changes)
+    tokens_BT = tf.placeholder(tf.int32, [None, None])
+    return tokens_BT, model.model(hparams, tokens_BT, scope=scope)['logits']
+
+
+@pytest.fixture(scope='module')
+def network(tiny_models):
+    """A session with the tiny model's network, shared because building it is what takes time here."""
+    with tf.Graph().as_default(), tf.Session() as sess:
+        build(tiny_models)
+        yield sess
+
+
+def restored_weights(network, models_dir, name='tiny'):
+    """{name: array} of the network after restore; before it, every variable holds something else."""
+    with network.graph.as_default():
+        variables = tf.trainable_variables()
+    network.run([variable.initializer for variable in variables], {
+        variable.initial_value: np.full(variable.shape.as_list(), np.nan) for variable in variables})
+    checkpoint.restore(network, name, models_dir)
+    return network.run({variable.op.name: variable for variable in variables})
+
+
+def assert_same_weights(found, expected):
+    assert sorted(found) == sorted(expected)
+    for name in expected:
+        assert np.array_equal(found[name], expected[name]), name
+
+
+def tiny_weights(**changes):
+    return tiny.random_weights(tiny.hparams(n_vocab=tiny.N_BYTE_VOCAB), **changes)
+
+
+# model_dir
+
+def test_a_complete_model_is_found(tiny_models):
+    assert checkpoint.model_dir('tiny', tiny_models) == os.path.join(tiny_models, 'tiny')
+    assert sorted(os.listdir(os.path.join(tiny_models, 'tiny'))) == SEVEN_FILES
+
+
+@pytest.mark.parametrize('name', [name for name in SEVEN_FILES if name != 'model.ckpt.meta'])  # which nothing reads
+def test_a_missing_file_is_named_with_its_folder_and_the_remedy(models_dir, name):
+    os.remove(tiny_file(models_dir, name))
+    with pytest.raises(FileNotFoundError) as error:
+        checkpoint.model_dir('tiny', models_dir)
+    for part in (name, os.path.join(models_dir, 'tiny'), 'download_model.py'):
+        assert part in str(error.value)
+
+
+def test_all_missing_files_are_named_at_once(models_dir):
+    for name in ('encoder.json', 'hparams.json', 'vocab.bpe'):
+        os.remove(tiny_file(models_dir, name))
+    with pytest.raises(FileNotFoundError, match='encoder.json.*vocab.bpe') as error:
+        checkpoint.model_dir('tiny', models_dir)
+    assert 'hparams.json' in str(error.value)
+
+
+@pytest.mark.parametrize('name, command', [
+    ('117M', 'download_model.py 117M'), ('1558M', 'download_model.py 1558M'), ('mine', 'download_model.py 124M')])
+def test_a_missing_model_is_answered_with_the_command_and_what_there_is(tiny_models, name, command):
+    with pytest.raises(FileNotFoundError, match=command) as error:
+        checkpoint.model_dir(name, tiny_models)
+    assert name in str(error.value) and tiny_models in str(error.value) and 'tiny' in str(error.value)
+
+
+def test_a_relative_models_dir_is_looked_up_from_here_and_then_from_the_repository(models_dir, tmp_path, monkeypatch):
+    elsewhere = tmp_path / 'elsewhere'
+    elsewhere.mkdir()
+    monkeypatch.chdir(str(elsewhere))
+    monkeypatch.setattr(encoder, 'REPOSITORY', str(tmp_path))
+    assert os.path.samefile(checkpoint.model_dir('tiny'), os.path.join(models_dir, 'tiny'))
+    shutil.copytree(models_dir, 'models')
+    assert os.path.samefile(checkpoint.model_dir('tiny'), str(elsewhere / 'models' / 'tiny'))
+
+
+def test_models_dir_may_start_with_the_home_folder(models_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert os.path.samefile(checkpoint.model_dir('tiny', '~/models'), os.path.join(models_dir, 'tiny'))
+
+
+# load_hparams
+
+def test_released_hparams_are_read(shared):
+    assert checkpoint.load_hparams('117M', shared).values() == {
+        'n_vocab': 50257, 'n_ctx': 1024, 'n_embd': 768, 'n_head': 12, 'n_layer': 12}
+
+
+@pytest.mark.parametrize('content, said', [
+    ('{"n_vocab": 257, "n_ctx": 32, "n_embd": 8, "n_head": 2}', 'n_layer'),
+    ('{}', 'n_vocab, n_ctx, n_embd, n_head, n_layer'),
+    ('{"n_vocab": 257, "n_ctx": 32, "n_embd": 8, "n_head": 2, "n_layer": 2, "dropout": 0.1}', 'dropout'),
+    ('{"n_vocab": 257, "n_ctx": 32, "n_embd": 8, "n_head": 3, "n_layer": 2}', 'n_head.*divide'),
+    ('{"n_vocab": 257, "n_ctx": "32", "n_embd": 8, "n_head": 2, "n_layer": 2}', "n_ctx is '32'"),
+    ('{"n_vocab": 257, "n_ctx": 32, "n_embd": 8, "n_head": 0, "n_layer": 2}', 'n_head is 0'),
+    ('[257, 32, 8, 2, 2]', None), ('2', None), ('null', None), ('', None), ('{"n_vocab": 257, ', None),
+    (ERROR_PAGE.decode('ascii'), None)])
+def test_hparams_that_describe_no_model_are_refused(models_dir, content, said):
+    path = tiny_file(models_dir, 'hparams.json')
+    overwrite(path, content.encode('utf-8'))
+    with pytest.raises(ValueError, match=said) as error:
+        checkpoint.load_hparams('tiny', models_dir)
+    assert path in str(error.value)
+
+
+# restore
+
+def test_every_variable_is_restored(network, tiny_models):
+    assert_same_weights(restored_weights(network, tiny_models), tiny_weights())
+
+
+def test_the_restored_model_computes_what_the_papers_say(sess, tiny_models):
+    tokens_BT, logits_BTV = build(tiny_models)
+    checkpoint.restore(sess, 'tiny', tiny_models)
+    tokens = np.arange(20).reshape([2, 10])
+    expected, _ = reference.forward(tiny_weights(), tokens, n_head=2)
+    np.testing.assert_allclose(sess.run(logits_BTV, {tokens_BT: tokens}), expected, atol=1e-5 * np.ptp(expected))
+
+
+def test_restore_into_another_scope(sess, tiny_models):
+    build(tiny_models, scope='other/model')
+    checkpoint.restore(sess, 'tiny', tiny_models, scope='other/model')
+    found = {variable.op.name: sess.run(variable) for variable in tf.global_variables()}
+    assert_same_weights(found, {'other/' + name: array for name, array in tiny_weights().items()})
+
+
+def test_restore_leaves_variables_alone_that_are_not_the_model_s(sess, tiny_models):
+    """An optimizer's, which stand under the model's names, and those of a scope that only starts like it."""
+    build(tiny_models)
+    others = [tf.get_variable('model/wte/Adam', initializer=3.0, trainable=False),
+              tf.get_variable('model_b/w', initializer=4.0), tf.get_variable('step', initializer=5.0)]
+    sess.run([variable.initializer for variable in others])
+    checkpoint.restore(sess, 'tiny', tiny_models)
+    assert sess.run(others) == [3.0, 4.0, 5.0]
+
+
+def test_restore_before_the_graph_is_built_is_refused(sess, tiny_models):
+    with pytest.raises(ValueError, match='build the model first'):
+        checkpoint.restore(sess, 'tiny', tiny_models)
+
+
+def test_every_missing_and_every_misshapen_variable_is_named(sess, tiny_models):
+    build(tiny_models, n_layer=4, n_ctx=16)
+    with pytest.raises(ValueError) as error:
+        checkpoint.restore(sess, 'tiny', tiny_models)
+    message = str(error.value)
+    for name, _ in tiny.variable_shapes(tiny.hparams(n_layer=4)):
+        missing, misshapen = name.startswith(('model/h2/', 'model/h3/')), name == 'model/wpe'
+        assert (name in message) == (missing or misshapen), name
+    assert '[32, 8]' in message and '[16, 8]' in message
+    assert '\n' not in message
+
+
+def refusal(network, models_dir):
+    """The message with which restore refuses the tiny model, or None if it restored every weight as it should be."""
+    try:
+        found = restored_weights(network, models_dir)
+    except ValueError as error:
+        return str(error)
+    assert_same_weights(found, tiny_weights())
+
+
+def assert_refused_in_plain_words(network, models_dir):
+    message = refusal(network, models_dir)
+    assert message is not None
+    assert 'truncated or corrupt' in message and os.path.join(models_dir, 'tiny', 'model.ckpt') in message
+    assert '\n' not in message and 'node' not in message.lower() and len(message) < 400
+
+
+@pytest.mark.parametrize('name', [DATA, INDEX])
+@pytest.mark.parametrize('n_kept', [0, 1, 0.5, -1], ids=['empty', 'one byte', 'half', 'all but one byte'])
+def test_truncated_weights_are_refused(network, models_dir, name, n_kept):
+    path = tiny_file(models_dir, name)
+    content = content_of(path)
+    overwrite(path, content[:int(n_kept * len(content)) if n_kept == 0.5 else n_kept])
+    assert_refused_in_plain_words(network, models_dir)
+
+
+@pytest.mark.parametrize('name', [DATA, INDEX])
+def test_an_error_page_in_place_of_weights_is_refused(network, models_dir, name):
+    overwrite(tiny_file(models_dir, name), ERROR_PAGE)
+    assert_refused_in_plain_words(network, models_dir)
+
+
+@pytest.mark.parametrize('place', [0, 0.1, 0.5, 0.9, 1])
+def test_a_wrong_byte_in_the_weights_is_noticed(network, models_dir, place):
+    path = tiny_file(models_dir, DATA)
+    content = bytearray(content_of(path))
+    content[int(place * (len(content) - 1))] ^= 1
+    overwrite(path, content)
+    assert_refused_in_plain_words(network, models_dir)
+
+
+def test_a_wrong_byte_in_the_index_does_no_harm(network, models_dir):
+    """A few of its bytes mean nothing; any other is noticed. Never are there other weights, nor another exception."""
+    path = tiny_file(models_dir, INDEX)
+    content = content_of(path)
+    n_refused = 0
+    places = list(range(0, len(content), 47)) + list(range(len(content) - 48, len(content)))  # the footer, which has no CRC
+    for place in places:
+        overwrite(path, content[:place] + bytes([content[place] ^ 1]) + content[place + 1:])
+        n_refused += refusal(network, models_dir) is not None
+    assert 0 < n_refused < len(places)
+
+
+@pytest.mark.parametrize('content', [b'', ERROR_PAGE, b'\xff\xfe\x00'])
+def test_a_checkpoint_file_that_names_no_weights_is_refused(models_dir, content):
+    overwrite(tiny_file(models_dir, 'checkpoint'), content)
+    with pytest.raises(ValueError, match='names no checkpoint') as error:
+        checkpoint.model_dir('tiny', models_dir)
+    assert tiny_file(models_dir, 'checkpoint') in str(error.value)
+
+
+# save
+
+@pytest.fixture
+def save(network, tiny_models, tmp_path):
+    """Returns save(weights, options of checkpoint.save): a save of the network with these weights into tmp_path/mine."""
+    hparams = checkpoint.load_hparams('tiny', tiny_models)
+
+    def save(weights, **options):
+        with network.graph.as_default():
+            tiny.assign(network, weights)
+        checkpoint.save(network, str(tmp_path / 'mine'), hparams, os.path.join(tiny_models, 'tiny'), **options)
+    return save
+
+
+def test_a_saved_model_is_complete_and_restores_to_the_same_weights(network, save, tiny_models, tmp_path):
+    weights = tiny_weights(seed=1)
+    save(weights)
+    assert sorted(os.listdir(str(tmp_path / 'mine'))) == SEVEN_FILES
+    assert checkpoint.model_dir('mine', str(tmp_path)) == str(tmp_path / 'mine')
+    assert_same_weights(restored_weights(network, str(tmp_path), 'mine'), weights)
+    for name in ('encoder.json', 'vocab.bpe'):
+        assert content_of(str(tmp_path / 'mine' / name)) == content_of(tiny_file(tiny_models, name))
+    assert json.loads(content_of(str(tmp_path / 'mine' / 'hparams.json')).decode('utf-8')) == {
+        'n_vocab': 257, 'n_ctx': 32, 'n_embd': 8, 'n_head': 2, 'n_layer': 2}
+
+
+def test_a_saved_model_is_one_to_tensorflow_too(network, save, tmp_path):
+    """tf.train.latest_checkpoint finds it, also when the folder has moved; it holds the release's variables alone."""
+    save(tiny_weights())
+    os.rename(str(tmp_path / 'mine'), str(tmp_path / 'moved'))
+    prefix = tf.train.latest_checkpoint(str(tmp_path / 'moved'))
+    assert prefix == str(tmp_path / 'moved' / 'model.ckpt')
+    shapes = tiny.variable_shapes(tiny.hparams(n_vocab=tiny.N_BYTE_VOCAB))
+    assert sorted(tf.train.list_variables(prefix)) == sorted(shapes)
+    assert_same_weights(restored_weights(network, str(tmp_path), 'moved'), tiny_weights())
+
+
+def test_saving_again_replaces_the_weights(network, save, tmp_path):
+    for seed in (1, 2):
+        save(tiny_weights(seed=seed))
+    assert sorted(os.listdir(str(tmp_path / 'mine'))) == SEVEN_FILES
+    assert_same_weights(restored_weights(network, str(tmp_path), 'mine'), tiny_weights(seed=2))
+
+
+def test_numbered_saves_that_are_not_kept_go(network, save, tmp_path):
+    for step in (9, 10, 100):
+        save(tiny_weights(seed=step), step=step, keep=2)
+    weights = sorted(name for name in os.listdir(str(tmp_path / 'mine')) if name.startswith('model.ckpt'))
+    assert weights == [name.replace('ckpt', 'ckpt-%d' % step)
+                       for step in (10, 100) for name in (DATA, INDEX, 'model.ckpt.meta')]
+    assert_same_weights(restored_weights(network, str(tmp_path), 'mine'), tiny_weights(seed=100))
+
+
+@pytest.mark.parametrize('n_done', range(5))
+def test_a_save_that_breaks_off_leaves_a_whole_model(network, save, tmp_path, monkeypatch, n_done):
+    """At every one of the renames that put a file in its place."""
+    replace, renamed = os.replace, []
+
+    def break_off(source, destination):
+        if len(renamed) == n_done:
+            raise OSError('no space left on device')
+        renamed.append(destination)
+        replace(source, destination)
+
+    save(tiny_weights(seed=1), step=1)
+    monkeypatch.setattr(os, 'replace', break_off)
+    with pytest.raises(OSError, match='no space left'):
+        save(tiny_weights(seed=2), step=2)
+    assert_same_weights(restored_weights(network, str(tmp_path), 'mine'), tiny_weights(seed=1))

@@ -1,0 +1,406 @@
+"""corpus.py: documents are read as written, ids are the encoder's, no token is lost or seen twice."""
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+
+import corpus
+
+SRC = os.path.dirname(os.path.abspath(corpus.__file__))
+SEPARATOR = '<|endoftext|>'
+
+
+class ByteEncoder:
+    """A token is a byte; 256 ends a text."""
+
+    end_of_text = 256
+
+    def __init__(self, bpe_ranks=()):
+        self.encoder = {chr(byte): byte for byte in range(256)}
+        self.encoder[SEPARATOR] = 256
+        self.bpe_ranks = {pair: rank for rank, pair in enumerate(bpe_ranks)}
+
+    def encode(self, text):
+        return list(text.encode('utf-8'))
+
+
+class BrokenEncoder(ByteEncoder):
+    def encode(self, text):
+        if 'broken' in text:
+            raise RuntimeError('broken')
+        return super().encode(text)
+
+
+@pytest.fixture
+def write(tmpdir):
+    """A function that writes bytes, or a str as UTF-8, to a file of a new folder, and returns its path."""
+    def write_file(name, content):
+        path = tmpdir.join(name)
+        path.write_binary(content if isinstance(content, bytes) else content.encode('utf-8'), ensure=True)
+        return str(path)
+    return write_file
+
+
+def ids_of(documents):
+    return [token for text in documents for token in list(text.encode('utf-8')) + [256]]
+
+
+# Documents
+
+def test_separators_divide_a_text_into_the_documents_it_was_joined_from(write):
+    rng = random.Random(0)
+    lines = ['', 'a', ' ' + SEPARATOR, SEPARATOR + ' ', SEPARATOR * 2, 'a ' + SEPARATOR, '\u2028', '\x1c', '\ufeff']
+    for newline in ('\n', '\r\n'):
+        for _ in range(50):
+            documents = ['\n'.join(['first'] + [rng.choice(lines) for _ in range(rng.randrange(5))])
+                         for _ in range(rng.randrange(1, 5))]
+            joined = ('\n' + SEPARATOR + '\n').join(documents)
+            path = write('a.txt', joined.replace('\n', newline))
+            assert list(corpus.read_documents(path)) == documents
+
+
+def test_a_text_without_a_separator_is_one_document_kept_whole(write):
+    for text in ('no newline', 'one\n', '\n\n two \n\n', 'a\rb', 'a' + SEPARATOR + '\n'):
+        assert list(corpus.read_documents(write('a.txt', text))) == [text]
+
+
+def test_the_end_of_a_file_may_be_a_separator_or_not(write):
+    text = 'one\n%s\n\n%s\n' % (SEPARATOR, SEPARATOR)
+    for ending in ('', SEPARATOR, SEPARATOR + '\n', SEPARATOR + '\r\n', SEPARATOR + '\n' + SEPARATOR + '\n'):
+        assert list(corpus.read_documents(write('a.txt', text + ending))) == ['one']
+        last = 'two' if ending else 'two\n'
+        assert list(corpus.read_documents(write('b.txt', text + 'two\n' + ending))) == ['one', last]
+
+
+def test_a_byte_order_mark_is_no_text(write):
+    assert list(corpus.read_documents(write('a.txt', b'\xef\xbb\xbfone'))) == ['one']
+    assert list(corpus.read_documents(write('b.txt', b'\xef\xbb\xbf' + SEPARATOR.encode() + b'\ntwo'))) == ['two']
+    assert list(corpus.read_documents(write('c.jsonl', b'\xef\xbb\xbf"one"\n"two"'))) == ['one', 'two']
+    assert list(corpus.read_documents(write('d.txt', b'\xef\xbb\xbf'))) == []
+
+
+def test_jsonl_holds_a_document_a_line(write):
+    documents = ['one', 'two\n' + SEPARATOR + '\nthree', '\u2028\x85', '\U0001f600', 'CR\r\nLF']
+    for ascii_only, newline in itertools.product((True, False), ('\n', '\r\n', '\n\n')):
+        rows = [text if i % 2 else {'id': i, 'text': text} for i, text in enumerate(documents)]
+        path = write('a.jsonl', newline.join(json.dumps(row, ensure_ascii=ascii_only) for row in rows + ['']))
+        assert list(corpus.read_documents(path)) == documents
+
+
+def test_files_folders_globs_and_lists_are_read_in_a_stated_order(write, tmpdir):
+    b, a, c = write('b.txt', 'b'), write('a.jsonl', '"a"'), write('sub/c.txt', 'c')
+    odd, other = write('odd, [1].txt', 'odd'), write('wiki.raw', 'raw')
+    folder = str(tmpdir)
+    for paths, expected in [
+            (folder, ['a', 'b', 'odd', 'c']),  # not wiki.raw: a folder may hold anything
+            (os.path.join(folder, '*.txt'), ['b', 'odd']),
+            (os.path.join(folder, '**', '*.txt'), ['b', 'odd', 'c']),
+            ([c, b, a], ['c', 'b', 'a']),
+            (c + ',' + b, ['c', 'b']),
+            ((b, folder, b), ['b', 'a', 'odd', 'c']),  # each once
+            (odd, ['odd']),
+            (other, ['raw']),
+            (tmpdir.join('b.txt'), ['b'])]:
+        assert list(corpus.read_documents(paths)) == expected
+
+
+def test_a_path_without_files_is_refused_at_once(write, tmpdir):
+    a = write('a.txt', 'a')
+    write('empty/notes.md', 'a')
+    for missing in ('b.txt', '*.jsonl', 'empty'):
+        missing = str(tmpdir.join(missing))
+        for paths in (missing, [a, missing], a + ',' + missing):
+            with pytest.raises(FileNotFoundError, match='no file matches') as error:
+                corpus.read_documents(paths)
+            assert repr(missing) in str(error.value)
+
+
+def test_what_is_not_utf8_is_refused_with_file_and_byte(write):
+    for before in (b'', b'\xef\xbb\xbf', b'good \xc3\xa9\r\n', b'one\n<|endoftext|>\r\ntwo\n'):
+        path = write('a.txt', before + b'\xe9t\xe9\n<|endoftext|>\nlast')
+        with pytest.raises(ValueError, match='byte %d is 0xe9' % len(before)) as error:
+            list(corpus.read_documents(path))
+        assert path in str(error.value)
+
+
+@pytest.mark.parametrize('line', [b'{"text": "cut off', b'{"title": "no text"}', b'["a list"]', b'7', b'null',
+                                  b'{"text": 7}', b'"\xe9"', b'"\\ud800"'])
+def test_bad_jsonl_is_refused_with_file_and_line(write, line):
+    path = write('a.jsonl', b'"one"\n\n' + line + b'\n"four"')
+    with pytest.raises(ValueError, match='a.jsonl, line 3: ') as error:
+        list(corpus.read_documents(path))
+    assert path in str(error.value)
+
+
+@pytest.mark.parametrize('name', ['a.txt', 'a.jsonl'])
+def test_one_document_at_a_time_is_in_memory(write, name):
+    document = 'x' * 999
+    line = json.dumps(document) if name == 'a.jsonl' else document + '\n' + SEPARATOR
+    path = write(name, (line + '\n') * 2000)
+    tracemalloc.start()
+    n_documents = sum(1 for _ in corpus.read_documents(path))
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert n_documents == 2000
+    assert peak_bytes < os.path.getsize(path) / 10
+
+
+# Encoding
+
+def test_pieces_of_a_text_encode_to_the_ids_of_the_whole(vocabulary, monkeypatch):
+    import encoder
+    gpt2 = encoder.get_encoder(os.path.basename(vocabulary), os.path.dirname(vocabulary))
+    monkeypatch.setattr(corpus, 'CHUNK', 1)  # cut wherever it is allowed
+    rng = random.Random(0)
+    characters = ('aeést中ا09²½' * 2 + " '.,!_" * 3 + ' \n' * 6 + '\t\r\x0b\x0c\x1c\x1f\x85\xa0\u1680\u180e\u2007\u200b'
+                  '\u2028\u3000\u0301\u200d\U0001f600\ufeff\x00')
+    n_pieces = 0
+    for _ in range(300):
+        text = ''.join(rng.choice(characters) for _ in range(rng.randrange(120)))
+        pieces = list(corpus._pieces(text))
+        assert ''.join(pieces) == text
+        assert [token for piece in pieces for token in gpt2.encode(piece)] == gpt2.encode(text)
+        n_pieces += len(pieces)
+    assert n_pieces > 2000  # or nothing was proven
+
+
+@pytest.mark.parametrize('processes', [1, 2])
+def test_any_number_of_processes_gives_the_ids_of_each_document_and_an_end(processes, monkeypatch, capfd):
+    monkeypatch.setattr(corpus, 'CHUNK', 1000)
+    rng = random.Random(0)
+    sizes = [0, 1, 20, 999, 1000, 1001, 30000] + [rng.randrange(300) for _ in range(100)]
+    documents = [''.join(rng.choice('ab é\n') for _ in range(size)) for size in sizes] + ['unbroken' * 1000]
+    ids = corpus.encode_documents(ByteEncoder(), iter(documents), processes=processes)
+    assert ids.dtype == np.uint16
+    assert ids.tolist() == ids_of(documents)
+    assert capfd.readouterr().err == ''  # a progress bar is for a terminal
+
+
+def test_encoding_reads_little_ahead_of_what_is_written(monkeypatch):
+    monkeypatch.setattr(corpus, 'CHUNK', 10)
+    read = []
+    documents = (read.append(text) or text for text in ['one two three'] * 1000)
+    next(corpus._encode(ByteEncoder(), documents, 2, None))
+    assert len(read) < 20
+
+
+def test_encoding_nothing_gives_no_ids():
+    assert corpus.encode_documents(ByteEncoder(), []).shape == (0,)
+    assert corpus.encode_documents(ByteEncoder(), []).dtype == np.uint16
+
+
+def test_the_separator_within_a_document_stays_text():
+    assert corpus.encode_documents(ByteEncoder(), [SEPARATOR]).tolist() == list(SEPARATOR.encode('utf-8')) + [256]
+
+
+def test_ids_up_to_65535_are_kept_and_a_larger_vocabulary_is_refused():
+    large = ByteEncoder()
+    large.encoder = {str(token): token for token in range(65536)}
+    large.end_of_text = 65535
+    assert corpus.encode_documents(large, ['a']).tolist() == [97, 65535]
+    large.encoder['one more'] = 65536
+    with pytest.raises(ValueError, match='65537 tokens is over 65536'):
+        corpus.encode_documents(large, ['a'])
+
+
+def test_an_error_in_a_worker_or_in_a_file_ends_the_encoding(monkeypatch):
+    monkeypatch.setattr(corpus, 'CHUNK', 10)
+
+    def documents():
+        yield from ['one two three'] * 30
+        raise ValueError('not UTF-8')
+    with pytest.raises(ValueError, match='not UTF-8'):
+        corpus.encode_documents(ByteEncoder(), documents(), processes=2)
+    with pytest.raises(RuntimeError, match='broken'):
+        corpus.encode_documents(BrokenEncoder(), ['one two three'] * 30 + ['broken'] * 30, processes=2)
+
+
+# The cache
+
+def test_tokens_come_from_the_cache_until_text_or_vocabulary_changes(write, tmpdir):
+    a, b = write('a.txt', 'one\n%s\ntwo' % SEPARATOR), write('b.jsonl', '"three"')
+    cache = str(tmpdir.join('new', 'cache'))
+    tokens = corpus.load_tokens(ByteEncoder(), [a, b], cache)
+    assert isinstance(tokens, np.memmap) and tokens.dtype == np.uint16
+    assert tokens.tolist() == ids_of(['one', 'two', 'three'])
+    with pytest.raises(ValueError):
+        tokens[0] = 0
+
+    unable = ByteEncoder()
+    unable.encode = None
+    assert corpus.load_tokens(unable, [a, b], cache).tolist() == tokens.tolist()
+    os.rename(a, a + '.moved')  # it is the bytes that count
+    assert corpus.load_tokens(unable, [a + '.moved', b], cache).tolist() == tokens.tolist()
+    for other in ([b, a + '.moved'], [b], [write('b.txt', '"three"')], [write('c.jsonl', '"thref"')]):
+        corpus.load_tokens(ByteEncoder(), other, cache)
+        corpus.load_tokens(ByteEncoder([('t', 'h')]), other, cache)
+    assert len(os.listdir(cache)) == 1 + 2 * 4
+    swapped = ByteEncoder()
+    swapped.encoder.update(a=98, b=97)
+    corpus.load_tokens(swapped, [b], cache)
+    assert len(os.listdir(cache)) == 1 + 2 * 4 + 1
+
+
+def test_a_failed_encoding_leaves_no_file_behind(write, tmpdir):
+    cache = str(tmpdir.join('cache'))
+    for content, failure in [('', ValueError), (SEPARATOR + '\n', ValueError), (b'one\n\xff', ValueError),
+                             ('one\n' + SEPARATOR + '\nbroken', RuntimeError)]:
+        with pytest.raises(failure):
+            corpus.load_tokens(BrokenEncoder(), write('a.txt', content), cache)
+        assert os.listdir(cache) == []
+
+
+SCRIPT = '''
+import multiprocessing, signal, sys, time
+sys.path.insert(0, %(src)r)
+import corpus
+
+corpus.CHUNK = 10
+
+class Encoder:
+    encoder, bpe_ranks, end_of_text = {}, {}, 256
+
+    def encode(self, text):
+        if 'sleep' in text:
+            sys.stdout.write('asleep\\n')
+            sys.stdout.flush()
+            time.sleep(60)
+        return list(text.encode('utf-8'))
+
+if __name__ == '__main__':
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    start_method, path, cache = sys.argv[1:]
+    multiprocessing.set_start_method(start_method)
+    try:
+        print(corpus.load_tokens(Encoder(), path, cache, processes=2).tolist())
+    except KeyboardInterrupt:
+        sys.exit(130)
+    assert not {'tensorflow', 'encoder'} & set(sys.modules), 'encoding must not wait for TensorFlow'
+'''
+
+
+def run_script(write, start_method, documents, cache):
+    script = write('script.py', SCRIPT % {'src': SRC})
+    text = write('text.jsonl', '\n'.join(map(json.dumps, documents)))
+    return subprocess.Popen([sys.executable, script, start_method, text, cache], stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, universal_newlines=True, start_new_session=True)
+
+
+def test_workers_may_be_spawned_instead_of_forked(write, tmpdir):
+    documents = ['one two three', 'four five six']
+    out, err = run_script(write, 'spawn', documents, str(tmpdir.join('cache'))).communicate(timeout=30)
+    assert (out, err) == ('%s\n' % ids_of(documents), '')
+
+
+@pytest.mark.parametrize('how', ['Ctrl-C', 'kill -9'])
+def test_a_stopped_encoding_leaves_neither_workers_nor_tokens(write, tmpdir, how):
+    cache = str(tmpdir.join('cache'))
+    process = run_script(write, 'fork', ['one two three'] * 2 + ['sleep sleep'] * 9, cache)
+    assert [process.stdout.readline() for _ in range(2)] == ['asleep\n'] * 2
+    if how == 'Ctrl-C':
+        os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to all
+    else:
+        process.kill()
+    # The workers hold the other end of the pipe as well: it closes with the last of them.
+    try:
+        out, err = process.communicate(timeout=10)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    assert (out, err) == ('', '')
+    assert process.returncode == (130 if how == 'Ctrl-C' else -signal.SIGKILL)
+    assert [name for name in os.listdir(cache) if how == 'Ctrl-C' or name.endswith('.uint16')] == []
+
+
+# Batches
+
+SHAPES = list(itertools.product((5, 12, 13, 50), (1, 3, 8), (1, 4, 5)))  # n_tokens, batch_size, n_ctx
+
+
+def take(iterator, n):
+    return list(itertools.islice(iterator, n))
+
+
+@pytest.mark.parametrize('n_tokens, batch_size, n_ctx', SHAPES)
+def test_an_epoch_takes_each_window_of_the_ring_once(n_tokens, batch_size, n_ctx):
+    batches = take(corpus.training_batches(np.arange(n_tokens), batch_size=batch_size, n_ctx=n_ctx, seed=1), 200)
+    assert all(batch.shape == (batch_size, n_ctx) and batch.dtype == np.int32 for batch in batches)
+    windows = np.concatenate(batches)
+    assert np.array_equal(windows, (windows[:, :1] + np.arange(n_ctx)) % n_tokens)
+    n_windows = n_tokens // n_ctx
+    for epoch in range(len(windows) // n_windows):
+        seen = windows[epoch * n_windows:(epoch + 1) * n_windows].flatten()
+        assert len(set(seen)) == n_windows * n_ctx
+    assert set(windows.flatten()) == set(range(n_tokens))  # what one epoch leaves out another takes
+
+
+@pytest.mark.parametrize('n_tokens, batch_size, n_ctx', SHAPES)
+def test_a_resumed_run_gets_the_batches_of_an_unbroken_one(n_tokens, batch_size, n_ctx):
+    def batches(first):
+        return corpus.training_batches(np.arange(n_tokens), batch_size=batch_size, n_ctx=n_ctx, seed=1, first=first)
+    unbroken = take(batches(0), 40)
+    for first in (1, 2, 7, 31):
+        assert np.array_equal(take(batches(first), 9), unbroken[first:first + 9])
+
+
+def test_epochs_and_seeds_differ_in_place_and_in_order():
+    steps, phases = set(), set()
+    for seed in (0, 1, 2 ** 32 - 1):
+        batches = corpus.training_batches(np.arange(1000), batch_size=100, n_ctx=10, seed=seed)
+        for batch in take(batches, 2):  # a batch is an epoch
+            phases.add(batch[0, 0] % 10)
+            steps.add(tuple(np.diff(batch[:, 0]) % 1000))
+    assert len(phases) > 3
+    assert len(steps) == 6  # all six orders differ,
+    assert all(step.count(10) < 10 for step in steps)  # and none is that of the text
+
+
+def test_batches_of_mapped_tokens_are_plain_int32(write, tmpdir):
+    path = write('tokens', np.arange(50000, 50257).astype('<u2').tobytes())
+    tokens = np.memmap(path, '<u2', 'r')
+    batch = next(corpus.training_batches(tokens, batch_size=2, n_ctx=256, seed=0))
+    assert type(batch) is np.ndarray and batch.dtype == np.int32
+    assert batch.min() >= 50000 and batch.max() <= 50256
+
+
+def test_what_cannot_be_a_batch_is_refused_at_the_call():
+    with pytest.raises(ValueError, match='9 tokens is shorter than one window of 10'):
+        corpus.training_batches(np.arange(9), batch_size=1, n_ctx=10, seed=0)
+    for seed in (-1, 2 ** 32):
+        with pytest.raises(ValueError, match='seed'):
+            corpus.training_batches(np.arange(9), batch_size=1, n_ctx=9, seed=seed)
+
+
+# Windows
+
+@pytest.mark.parametrize('n_ctx', [1, 2, 3, 8])
+def test_each_token_but_the_first_is_scored_once_and_with_enough_context(n_ctx):
+    for n_tokens, stride in itertools.product(range(30), range(1, n_ctx + 1)):
+        tokens = np.arange(n_tokens, dtype=np.uint16)  # a token is its own position
+        scored, fed = [], []
+        all_windows = list(corpus.windows(tokens, n_ctx=n_ctx, stride=stride))
+        for i, (ids, first_scored) in enumerate(all_windows):
+            assert ids.dtype == np.int32
+            assert ids.tolist() == list(range(i * stride, i * stride + len(ids)))
+            assert len(ids) == n_ctx + 1 or (i == len(all_windows) - 1 and len(ids) <= n_ctx)
+            assert 1 <= first_scored < len(ids)
+            for index in range(first_scored, len(ids)):
+                assert index >= min(ids[index], n_ctx + 1 - stride)
+            scored.extend(ids[first_scored:])
+            fed.extend(ids[:-1])
+        assert scored == list(range(1, n_tokens))
+        if stride == n_ctx:
+            assert fed == list(range(n_tokens - 1))
+
+
+def test_a_stride_that_would_skip_tokens_is_refused_at_the_call():
+    for stride in (0, 9, -1):
+        with pytest.raises(ValueError, match=r'stride is %d; it must be in 1 \.\.\. 8' % stride):
+            corpus.windows(np.arange(100), n_ctx=8, stride=stride)
