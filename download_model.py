@@ -102,12 +102,13 @@ def fetch_from_any(addresses, remote_path, path, release):
     reasons = []
     for _ in range(len(addresses)):
         url = '%s/%s' % (addresses[0], remote_path)
+        if reasons:
+            note(reasons[-1])
         note('fetching %s' % url)
         try:
             return fetch(url, path, release)
         except (requests.RequestException, ValueError) as error:
             reasons.append('%s: %s' % (url, in_short(error)))
-            note(in_short(error))
             addresses.rotate(-1)
     raise OSError('cannot download ' + '; '.join(reasons))
 

@@ -78,9 +78,10 @@ def next_tokens(logits_BV, draw_B, *, temperature, top_k, top_p):
     return pick(top_p_logits(top_k_logits(logits_BV, top_k), top_p), draw_B)
 
 
-# fed_BT: what the network reads next, the prompt and then a token at a time
-# past: its keys and values so far, model.past_shape
-# tokens_BS: the texts up to here
+# What the decoding loop carries from one token to the next:
+# fed_BT: what the network reads now, the prompts first and then a token a row
+# past: its keys and values so far, of model.past_shape
+# tokens_BS: the texts so far
 # ended_B: rows that drew the end token, or have all their tokens
 State = namedtuple('State', 'fed_BT past tokens_BS ended_B')
 
@@ -89,38 +90,26 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
                     end_token=None, context_lengths=None, draws=None):
     """Continue each prompt by length tokens.
 
-    context: int32 [B, C], the prompts; or start_token and batch_size: every prompt is that one token.
-    context_lengths: int32 [B], 1 to C, when prompts of different lengths stand left-aligned in context. Row i continues
-        from column context_lengths[i] and gets length tokens there; what stood after its prompt is ignored.
+    context: int32 [B, C], the prompts; or start_token and batch_size: each prompt is that one token.
+    context_lengths: int32 [B], 1 to C, for prompts of different lengths that stand left-aligned in context. Row i goes on
+        from column context_lengths[i]; what stood there is ignored.
     temperature: number over 0, or a Python 0 for the likeliest token each time.  top_k, top_p: as the filters take them.
-    end_token: a row ends with the first one drawn, and is filled with it; when all rows have ended the loop stops, so
-        fewer columns may come back. Without one, the columns after a shorter prompt's tokens are -1.
-    draws: float [B, length] in [0, 1), the only randomness: row i takes draws[i, j] for its j-th token. None draws them in
-        the graph.
+    end_token: a row ends where it is drawn, and is filled with it; when all rows have ended the loop stops, so fewer
+        columns may come back. Without one, -1 follows where a shorter prompt has had its length tokens.
+    draws: float [B, length] in [0, 1), the only randomness: row i picks its j-th token with draws[i, j]. None: drawn in the
+        graph.
     Returns int32 [B, C + length]: prompts and continuations.
-    Raises ValueError for arguments that contradict each other, or more tokens than the context holds; a context whose
-        width is known only at run time raises tf.errors.InvalidArgumentError there.
+    Raises ValueError for options that contradict each other or that no model has room for. Where C is known only when the
+        graph runs, too long a prompt is an InvalidArgumentError there.
     """
     hparams.check()
     check_options(length, temperature)
-    if (start_token is None) == (context is None):
-        raise ValueError('give either start_token (with batch_size) or context, and not both')
-    if context is None:
-        if batch_size is None:
-            raise ValueError('start_token needs batch_size, the number of samples')
-        context = tf.fill([batch_size, 1], start_token)
-    context_BC = tf.convert_to_tensor(context, tf.int32)
+    context_BC = check_context(hparams, length, context, start_token, batch_size)
     batch, n_context = model.sizes(context_BC)
-    check_room = fits(hparams, n_context, length)
-    with tf.control_dependencies(check_room):
-        context_BC = tf.identity(context_BC)
-    length_B = tf.fill([batch], n_context) if context_lengths is None else tf.convert_to_tensor(context_lengths, tf.int32)
-    if draws is None:
-        draws = tf.random_uniform([batch, length], dtype=tf.float64)
-    draws = tf.cast(draws, tf.float64)
-    row_B = tf.range(batch)
-    filler = NO_TOKEN if end_token is None else end_token
     n_total = n_context + length
+    length_B = tf.fill([batch], n_context) if context_lengths is None else tf.cast(context_lengths, tf.int32)
+    draws = tf.random_uniform([batch, length], dtype=tf.float64) if draws is None else tf.cast(draws, tf.float64)
+    filler_B = tf.fill([batch], NO_TOKEN if end_token is None else end_token)
 
     def unfinished(*state):
         state = State(*state)
@@ -131,31 +120,59 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
         output = model.next_token_logits(hparams, state.fed_BT, past=state.past)
         n_seen = tf.shape(state.tokens_BS)[1]
         n_drawn_B = n_seen - length_B  # below 0 inside a prompt, where the next token is given
-        draw_B = tf.gather_nd(draws, tf.stack([row_B, tf.clip_by_value(n_drawn_B, 0, length - 1)], axis=-1))
+        draw_B = tf.gather_nd(draws, tf.stack([tf.range(batch), tf.clip_by_value(n_drawn_B, 0, length - 1)], axis=-1))
         drawn_B = next_tokens(output['logits'], draw_B, temperature=temperature, top_k=top_k, top_p=top_p)
-        given_B = context_BC[:, tf.minimum(n_seen, n_context - 1)]
-        in_prompt_B = n_drawn_B < 0
-        token_B = tf.where(in_prompt_B, given_B, tf.where(state.ended_B, tf.fill([batch], filler), drawn_B))
+        drawn_B = tf.where(state.ended_B, filler_B, drawn_B)
+        token_B = tf.where(n_drawn_B < 0, context_BC[:, tf.minimum(n_seen, n_context - 1)], drawn_B)
         ended_B = tf.logical_or(state.ended_B, n_drawn_B >= length - 1)
         if end_token is not None:
-            ended_B = tf.logical_or(ended_B, tf.logical_and(tf.equal(token_B, end_token), tf.logical_not(in_prompt_B)))
+            ended_B = tf.logical_or(ended_B, tf.logical_and(tf.equal(drawn_B, end_token), n_drawn_B >= 0))
         return State(
-            fed_BT=tf.maximum(token_B, 0)[:, None],  # NO_TOKEN has no embedding; nobody reads what follows it
+            fed_BT=tf.maximum(token_B, 0)[:, None],  # NO_TOKEN has no embedding, and nobody reads what follows it
             past=tf.concat([state.past, output['present']], axis=-2),
             tokens_BS=tf.concat([state.tokens_BS, token_B[:, None]], axis=1),
             ended_B=ended_B)
 
     prompt_BT = context_BC[:, :tf.reduce_min(length_B)]
-    past_sizes = model.past_shape(hparams=hparams, batch_size=batch, sequence=0)
-    start = State(fed_BT=prompt_BT, past=tf.zeros(past_sizes), tokens_BS=prompt_BT, ended_B=tf.fill([batch], length == 0))
-    known = context_BC.shape[0]
+    empty = tf.zeros(model.past_shape(hparams=hparams, batch_size=batch, sequence=0))
+    start = State(fed_BT=prompt_BT, past=empty, tokens_BS=prompt_BT, ended_B=tf.fill([batch], length == 0))
+    known_batch = context_BC.shape.as_list()[0]
     shapes = State(
-        fed_BT=tf.TensorShape([known, None]),
-        past=tf.TensorShape(model.past_shape(hparams=hparams, batch_size=known)),
-        tokens_BS=tf.TensorShape([known, None]),
-        ended_B=tf.TensorShape([known]))
+        fed_BT=tf.TensorShape([known_batch, None]),
+        past=tf.TensorShape(model.past_shape(hparams=hparams, batch_size=known_batch)),
+        tokens_BS=tf.TensorShape([known_batch, None]),
+        ended_B=tf.TensorShape([known_batch]))
     end = tf.while_loop(unfinished, step, start, shape_invariants=shapes, back_prop=False)
     return State(*end).tokens_BS
+
+
+def check_options(length, temperature):
+    """Raises ValueError for what no sampler can do."""
+    if length < 0:
+        raise ValueError('length is %r; it must be 0 or more tokens' % length)
+    if isinstance(temperature, numbers.Number) and not 0 <= temperature < float('inf'):
+        raise ValueError('temperature is %r; it must be over 0, or 0 for the likeliest token each time' % temperature)
+
+
+def check_context(hparams, length, context, start_token, batch_size):
+    """The prompts that sample_sequence is to continue, int32 [B, C]. Raises as it does."""
+    if (start_token is None) == (context is None):
+        raise ValueError('give either start_token and batch_size, or context')
+    if context is None and batch_size is None:
+        raise ValueError('start_token needs batch_size, the number of samples')
+    context_BC = tf.fill([batch_size, 1], start_token) if context is None else tf.convert_to_tensor(context, tf.int32)
+    n_context = model.size(context_BC, 1)
+    most = hparams.n_ctx + 1  # the last token drawn is never fed back
+    if not isinstance(n_context, int):
+        message = 'prompt + length (%d) is over the context of %d; shorten one of them' % (length, hparams.n_ctx)
+        with tf.control_dependencies([tf.assert_less_equal(n_context + length, most, message=message)]):
+            return tf.identity(context_BC)
+    if n_context < 1:
+        raise ValueError('the prompt has no token; start from the end-of-text token')
+    if n_context + length > most:
+        raise ValueError('prompt (%d tokens) + length (%d) is over the context of %d; pass length %d or less'
+                         % (n_context, length, hparams.n_ctx, most - n_context))
+    return context_BC
 
 
 def batches(n, batch_size):
@@ -182,25 +199,3 @@ def random_draws(seed, sample_numbers, length):
     # RandomState, because NumPy keeps what it draws the same in all versions.
     return np.array([np.random.RandomState(seed if seed is None else [seed, number]).random_sample(length)
                      for number in sample_numbers])
-
-
-def check_options(length, temperature):
-    """Raises ValueError for what no sampler can do."""
-    if length < 0:
-        raise ValueError('length is %r; it must be 0 or more tokens' % length)
-    if isinstance(temperature, numbers.Number) and not 0 <= temperature < float('inf'):
-        raise ValueError('temperature is %r; it must be 0 (greedy) or more' % temperature)
-
-
-def fits(hparams, n_context, length):
-    """Whether prompt and continuation fit: ValueError now where the graph knows, otherwise the check to run first."""
-    most = hparams.n_ctx + 1  # the last sampled token is never fed back
-    message = 'prompt + length (%s) is over the context of ' + '%d: shorten the prompt, or pass --length' % hparams.n_ctx
-    if not isinstance(n_context, int):
-        return [tf.assert_less_equal(n_context + length, most, message=message % 'tokens')]
-    if n_context < 1:
-        raise ValueError('the prompt has no token; start from the end-of-text token')
-    if n_context + length > most:
-        raise ValueError('prompt (%d tokens) + length (%d) is over the context of %d; pass length %d or less'
-                         % (n_context, length, hparams.n_ctx, most - n_context))
-    return []

@@ -65,7 +65,7 @@ def train(data, run_name, *, valid=None, model_name=None, hparams=None, vocab=No
     folder = checkpoint.new_model_dir(run_name, models_dir)
     source = vocabulary_source(folder, options)
     text_encoder = encoder.get_encoder(*reversed(os.path.split(source)))
-    hparams = load_hparams(source, options, text_encoder)
+    hparams = load_hparams(folder, source, options, text_encoder)
     load = functools.partial(corpus.load_tokens, text_encoder, cache_folder=os.path.join(folder, 'cache'))
     tokens, valid_tokens = load(data), load(valid) if valid else None
     with postponed_interrupt() as interrupted:
@@ -103,10 +103,10 @@ def vocabulary_source(folder, options):
     return folder
 
 
-def load_hparams(source, options, text_encoder):
+def load_hparams(folder, source, options, text_encoder):
     """The HParams to train: the run's or its model's, or --hparams with the vocabulary's size."""
     from model import default_hparams
-    if options.model_name is not None or os.path.exists(os.path.join(source, 'checkpoint')):
+    if options.hparams is None or source == folder and os.path.exists(os.path.join(folder, 'hparams.json')):
         return checkpoint.load_hparams(*reversed(os.path.split(source)))
     with open(options.hparams, encoding='utf-8') as file:
         hparams = default_hparams().override_from_dict(json.load(file))

@@ -77,7 +77,7 @@ for kind in cpu gpu; do
     expect "$kind: files of the model fetched by the build" "$(($(fetches) - before))" 7
     inside "localhost/gpt-2-$kind" python3 -m pip freeze >"$work/after"
     expect "$kind: packages of the base image that pip changed" "$(grep -c -v -x -F -f "$work/after" "$work/before" || true)" 0
-    expect "$kind: encoding of the terminal" "$(inside "localhost/gpt-2-$kind" python3 -c 'import sys; print(sys.stdout.encoding)')" UTF-8
+    expect "$kind: encoding of the terminal" "$(inside "localhost/gpt-2-$kind" python3 -c 'import sys; print(sys.stdout.encoding.upper())')" UTF-8
     inside "localhost/gpt-2-$kind" python3 src/generate_unconditional_samples.py --model_name tiny --nsamples 3 --batch_size 2 >"$work/samples"
     expect "$kind: unconditional samples of 3" "$(grep -c ' SAMPLE [0-9]* ' "$work/samples" || true)" 3
     mapfile -t default_command < <(buildah inspect --type image --format '{{range .OCIv1.Config.Cmd}}{{println .}}{{end}}' "localhost/gpt-2-$kind" | sed '/^$/d')

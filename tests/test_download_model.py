@@ -74,19 +74,16 @@ def send(handler, status, body, *, kind='application/octet-stream', headers=(), 
 def right(handler, body, start, *, upto=None):
     """The file from start on; upto: with the headers of all of it, but the connection ends before this byte."""
     content_range = ('Content-Range', 'bytes %d-%d/%d' % (start, len(body) - 1, len(body)))
-    send(handler, 206 if start else 200, body[start:upto], headers=[content_range] if start else (), length=len(body) - start)
+    send(handler, 206 if start else 200, body[start:upto], length=len(body) - start,
+         headers=[content_range] if start else ())
 
 
 def breaks_off_at(upto):
     return lambda handler, body, start: right(handler, body, start, upto=upto)
 
 
-def status(code, body=b''):
-    return lambda handler, _, start: send(handler, code, body, kind='text/html')
-
-
-def other(body):
-    return lambda handler, _, start: right(handler, body, start)
+def status(code):
+    return lambda handler, body, start: send(handler, code, b'', kind='text/html')
 
 
 def ignores_range(handler, body, start):
@@ -489,7 +486,9 @@ def test_a_stall_is_a_break(server, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(download_model, 'TIMEOUT_SECONDS', 0.3)
     server.answers['/tiny/' + download_model.DATA] = [stalls_at(500)]
     server.answers['/tiny/vocab.bpe'] = [lambda handler, body, start: server.go_on.wait(20)]
+    started = time.time()
     download(server, tmp_path)
+    assert time.time() - started < 5
     assert_complete(server, tmp_path)
     assert server.requests_for(download_model.DATA)[:2] == [None, 'bytes=500-']
     assert capsys.readouterr().err.count('no answer for 0.3 seconds') >= 2
@@ -582,6 +581,17 @@ def test_parallel_downloads_take_turns(server, tmp_path):
     assert len(server.requests_for(download_model.DATA)) == 1
 
 
+def test_a_lock_that_its_owner_has_removed_meanwhile_is_none(tmp_path):
+    """Else two could hold one each: on the file that is gone, and on the new one."""
+    path = str(tmp_path.joinpath('.lock'))
+    with open(path, 'a', encoding='utf-8') as opened_before:
+        os.remove(path)
+        assert not download_model.lock(opened_before)
+        with open(path, 'a', encoding='utf-8') as opened_after:
+            assert not download_model.lock(opened_before)
+            assert download_model.lock(opened_after)
+
+
 def test_a_full_disk_is_one_line(server, tmp_path):
     """A limit on the size of a file stands in for it: the same error of the same call."""
     resource = pytest.importorskip('resource')
@@ -620,6 +630,12 @@ def test_no_network_is_one_line(server, tmp_path, monkeypatch, capsys, base_url,
     assert code == 1
     assert re.search(words, line)
     assert len(line) < 250 and '\n' not in line
+
+
+def test_an_address_that_is_none_is_not_tried_again(tmp_path, capsys):
+    with pytest.raises(OSError):
+        download_model.download('124M', str(tmp_path), 'no/scheme')
+    assert 'trying again' not in capsys.readouterr().err
 
 
 def test_the_environment_may_name_the_server(server, tmp_path):
