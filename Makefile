@@ -1,5 +1,6 @@
 # make sample                     text from a model, in a virtual environment of its own
 # make test PYTHON=python3.6      the tests with TensorFlow 1.12.0; PYTEST_ARGS='-k encoder' chooses some
+# make samples                    the files of gpt-2-samples, anew
 # make clean                      removes the virtual environments
 # PYTHON picks TensorFlow; TENSORFLOW=tensorflow-gpu==1.12.0 overrides it. Each pair has an environment of its own.
 
@@ -13,7 +14,7 @@ tensorflow_3.10 := tensorflow==2.21.0
 tensorflow_3.11 := tensorflow==2.21.0
 tensorflow_3.12 := tensorflow==2.21.0
 tensorflow_3.13 := tensorflow==2.21.0
-# The pip that these bring does not know the wheels of today, and compiles for half an hour instead.
+# The pip that these bring does not know the wheels of today, and compiles for more than ten minutes instead.
 pip_3.5 := pip==20.3.4
 pip_3.6 := pip==21.3.1
 
@@ -25,16 +26,19 @@ venv := .venv-$(version)-$(shell printf '%s' '$(TENSORFLOW)' | tr -cs 'A-Za-z0-9
 python := $(venv)/bin/python
 model := $(if $(wildcard models/demo/hparams.json),demo,117M)
 
-.PHONY: sample test clean
+.PHONY: sample samples test clean
 
 sample: $(venv)/installed
 ifneq ($(model),demo)
 	$(python) download_model.py $(model)
 endif
-	$(python) src/generate_unconditional_samples.py --model_name $(model) --nsamples 1
+	$(python) src/generate_unconditional_samples.py --model_name $(model) --nsamples 1 --top_k 40
 
 test: $(venv)/installed-for-tests
 	$(python) -m pytest tests -rs $(PYTEST_ARGS)
+
+samples: $(venv)/installed
+	PATH="$(abspath $(venv))/bin:$$PATH" gpt-2-samples/make.sh
 
 $(venv)/installed: requirements.txt
 	$(if $(TENSORFLOW),,$(error $(no_tensorflow)))

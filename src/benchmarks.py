@@ -83,44 +83,260 @@ other another own same quite rather
 
 # split: (pattern, replacement) pairs that set a joined text apart again, in this order.  before, after: patterns of words
 # that are joined to the word before, or after, them.  between: {word: what stands for it, joined on both sides}.
-# quotes: (opening, closing) words that become one character, joined inwards.  padded: whether a line has a space at each end.
+# quotes: (opening, closing) words that become a quotation mark, joined inwards.  padded: whether each line of the benchmark
+# has a space at both ends.
 Rules = namedtuple('Rules', 'split before after between quotes padded')
 
-ABBREVIATIONS = frozenset('''
-Adm Assn Aug Ave Bros Brig Capt Cmdr Co Col Corp Cpl Dec Dept Dr Feb Fig Gen Gov Hon Inc Jan Jr Lt Ltd Maj Messrs Mr Mrs Ms
-Mt No Nos Nov Oct Op Ph Pres Prof Pvt Rep Rev Sen Sept Sep Sgt Sr St Ste Vol cf ed eds etc mm no op p pp var vol vs v
-'''.split())
+ABBREVIATIONS = frozenset("""
+Adm Aug Ave Bros Brig Capt Cmdr Co Col Corp Cpl Dec Dept Dr Feb Fig Gen Gov Hon Inc Jan Jr Lt Ltd Maj Messrs Mr Mrs Ms Mt No
+Nos Nov Oct Op Ph Pres Prof Pvt Rep Rev Sen Sept Sep Sgt Sr St Ste Vol cf ed eds etc mm op p pp var vol vs
+""".split())
 
 
 def _split_full_stop(found):
-    """A full stop ends a sentence, and stands apart, but after abbreviations: there it is part of the word."""
+    """A full stop that ends a sentence is a word; after an abbreviation it is part of one."""
     word = found.group(1)
-    abbreviation = re.sub(r'^\W+', '', word) in ABBREVIATIONS or len(word) == 1 and word.isalpha() or '.' in word
+    abbreviation = word in ABBREVIATIONS or len(word) == 1 and word.isalpha() or '.' in word
     return word + ('.' if abbreviation else ' .')
 
 
-_NEWS_SPLIT = (
-    (r'(?<=\S)(["()\[\]%])', r' \1'),
-    (r'(["()\[\]$£¥€#])(?=\S)', r'\1 '),
-    (r'(?<=\S)([,;:!?])(?=\s|$)', r' \1'),
-    (r"(?<=\w)(n't|'(?:s|S|t|re|ve|m|ll|d))(?!\w)", r' \1'),
-    (r"(?<=s)(')(?=\s|$)", r' \1'),
-    (r'(?<=[^\s.])(\.\.\.)(?=\s|$)', r' \1'),
-    (r'(?<!\S)(\S*[^\s.])\.(?=\s|$)', _split_full_stop),
-)
-_NEWS_BEFORE = r"[,;:!?.)\]%]|\.\.\.|'|n't|'(?:s|S|t|re|ve|m|ll|d)"
-_NEWS_AFTER = r'[(\[$£¥€#]'
+def _english(suffixes):
+    """What sets English apart: (split, before).  suffixes: pattern of what stands apart after an apostrophe."""
+    return (
+        (r'(?<=\S)([,;:!?])(?=[\s,;:!?.]|$)', r' \1'),
+        (r"(?<=\w)(n't|'%s)(?!\w)" % suffixes, r' \1'),
+        (r"(?<=s)'(?=[\s,;:!?.]|$)", " '"),
+        (r'(?<=[^\s.])\.\.\.(?=\s|$)', ' ...'),
+        (r'(?<!\S)(\S*[^\s.])\.(?=\s|$)', _split_full_stop),
+    ), r"[,;:!?.)\]%%]|\.\.\.|'|n't|'%s" % suffixes
 
-ONE_BILLION_WORDS = Rules(_NEWS_SPLIT, _NEWS_BEFORE, _NEWS_AFTER, {}, ('"', '"'), False)
-WIKITEXT = Rules(
-    ((r'(?<!\w)\d+(?:[,.]\d+)+(?!\w)', lambda found: re.sub('[,.]', r' @\g<0>@ ', found.group())),
-     (r'(?<=[^\W_])-(?=[^\W_])', ' @-@ '),
-     (r'°', ' ° '), (r'  +', ' '),
-     (r'=(?==)', '= ')) + tuple(
-         (pattern.replace(r"'(?:s|S|t|re|ve|m|ll|d))(?!\w)", r"'\w+)"), replacement) for pattern, replacement in _NEWS_SPLIT),
-    _NEWS_BEFORE + r"|'\w+", _NEWS_AFTER, {'@-@': '-', '@,@': ',', '@.@': '.', '°': '°'}, ('"', '"'), True)
-PTB = Rules(
-    ((r"(?<=\w)(n't|'(?:s|re|ve|m|ll|d))(?!\w)", r' \1'), (r"(?<=s)(')(?=\s|$)", r' \1'),
-     (r'([$#])(?=\S)', r'\1 '), (r'(?<=\S)(%)', r' \1')),
-    r"n't|'|'(?:s|re|ve|m|ll|d)|%", r'[$#]', {}, None, True)
-CBT = Rules(((r'(?<!\S)"', '`` '), (r'"', " ''"), (r'  +', ' ')) + _NEWS_SPLIT[2:], _NEWS_BEFORE, r'(?!)', {}, ('``', "''"), False)
+
+_ENGLISH_SUFFIXES = '(?:s|t|re|ve|m|ll|d)'
+_BRACKETS = ((r'(?<=\S)(["()\[\]%])', r' \1'), (r'(["()\[\]$£¥€#])(?=\S)', r'\1 '))
+_OPENING = r'[(\[$£¥€#]'
+_split_any_suffix, _before_any_suffix = _english(r'\w+')  # WikiText has "O 'Brien"
+_split_english, _before_english = _english(_ENGLISH_SUFFIXES)
+
+ONE_BILLION_WORDS = Rules(_BRACKETS + _split_english, _before_english, _OPENING, {}, ('"', '"'), False)
+WIKITEXT = Rules((
+    (r'(?<!\w)\d+(?:[,.]\d+)+(?!\w)', lambda number: re.sub('[,.]', r' @\g<0>@ ', number.group())),
+    (r'(?<=[^\W_])-(?=[^\W_])', ' @-@ '),
+    (r'(?<=\S)°', ' °'),
+    (r'°(?=\S)', '° '),
+    (r'=(?==)', '= ')) + _BRACKETS + _split_any_suffix,
+    _before_any_suffix + '|=', _OPENING, {'@-@': '-', '@,@': ',', '@.@': '.', '°': '°'}, ('"', '"'), True)
+PTB = Rules((
+    (r"(?<=\w)(n't|'%s)(?!\w)" % _ENGLISH_SUFFIXES, r' \1'),
+    (r"(?<=s)'(?=\s|$)", " '"),
+    (r'([$#])(?=\S)', r'\1 '),
+    (r'(?<=\S)%', ' %')),
+    r"n't|'|'%s|%%" % _ENGLISH_SUFFIXES, r'[$#]', {}, (), True)
+CBT = Rules((
+    (r'(?<!\S)"', '`` '),
+    (r'"', " ''"),
+    (r'  +', ' ')) + _split_english, _before_english, r'(?!)', {}, ('``', "''"), False)
+
+
+def detokenize(text, rules):
+    """Join what a benchmark has set apart, wherever `retokenize` sets it apart again.
+
+    Of a word that would be set apart too much, `retokenize` is told by a second space before it; of a line that it could
+    not restore, by a space at its beginning: it stands behind that space as it was.
+    """
+    return re.sub('[^\n]*\n|[^\n]+', lambda line: _detokenize_line(line.group(), rules), text)
+
+
+def retokenize(text, rules):
+    """The text of the benchmark of which `detokenize` has made this one."""
+    return re.sub('[^\n]*\n|[^\n]+', lambda line: _retokenize_line(line.group(), rules), text)
+
+
+def _detokenize_line(line, rules):
+    words, end = (line[:-1], '\n') if line.endswith('\n') else (line, '')
+    joined = _join(words.strip(' ') if rules.padded else words, rules) + end
+    return joined if joined and joined[0] != ' ' and _retokenize_line(joined, rules) == line else ' ' + line
+
+
+def _retokenize_line(line, rules):
+    if line.startswith(' '):
+        return line[1:]
+    joined, end = (line[:-1], '\n') if line.endswith('\n') else (line, '')
+    padding = ' ' if rules.padded else ''
+    return padding + _split(joined, rules.split) + (padding if joined else '') + end
+
+
+def _join(line, rules):
+    words = line.split(' ')
+    joined, before, leaning, quoting = '', None, False, False  # before: the last word.  leaning: it is joined to the next
+    for word, after in zip(words, words[1:] + [None]):
+        if _split_word(word, rules.split) != word:
+            joined += '  ' + word
+            before, leaning = None, False
+            continue
+
+        def comes_apart(text, *apart):
+            return None not in apart and _split_word(text, rules.split) == ' '.join(apart)
+
+        shown, joins_before, joins_after = word, False, False
+        if word in rules.between and before and after:
+            mark = rules.between[word]
+            joins_before = joins_after = comes_apart(before + mark + after, before, word, after)
+            shown = mark if joins_before else word
+        elif word in rules.quotes:
+            opening = not quoting if len(set(rules.quotes)) == 1 else word == rules.quotes[0]
+            shown, quoting, joins_before, joins_after = '"', opening, not opening, opening
+        elif re.fullmatch(rules.before, word):
+            joins_before = before is not None and comes_apart(before + word, before, word)
+        if re.fullmatch(rules.after, word):
+            joins_after = after is not None and comes_apart(word + after, word, after)
+        joined += shown if leaning or joins_before or not joined else ' ' + shown
+        before, leaning = shown, joins_after
+    return joined
+
+
+def _split(text, patterns):
+    pieces = re.split(r'  (\S+)', text)  # every second one stood behind two spaces: it is left alone
+    for i, piece in enumerate(pieces):
+        if i % 2:
+            pieces[i] = ' ' + piece
+            continue
+        for pattern, replacement in patterns:
+            piece = re.sub(pattern, replacement, piece)
+        pieces[i] = piece
+    return ''.join(pieces)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _split_word(word, patterns):
+    return _split(word, patterns)
+
+
+# Readings of a text
+
+# name: which of the readings of the paper.  documents: each is scored from an end-of-text token on.  fills_last: whether the
+# last window reaches back until it is as long as the context, so that its tokens are given more of it.
+Reading = namedtuple('Reading', 'name documents fills_last')
+# unit: what nats are divided by.  count: how many there are.  figure: 'perplexity' or 'bits'.
+Denominator = namedtuple('Denominator', 'unit count figure')
+
+
+def text_readings(benchmark, text):
+    """The Readings of a benchmark that is a running text; all of them are equally long in the units of `denominators`."""
+    if benchmark in ('enwik8', 'text8'):
+        return [Reading('as it is', [text], False)]
+    rules = {'wikitext2': WIKITEXT, 'wikitext103': WIKITEXT, 'ptb': PTB, '1bw': ONE_BILLION_WORDS}[benchmark]
+    joined = detokenize(text, rules)
+    readings = [Reading('as it is', [text], False), Reading('detokenized', [joined], False)]
+    if benchmark == '1bw':  # its sentences are in random order
+        readings.append(Reading('detokenized, each sentence alone', joined.splitlines(True), False))
+    if rules is WIKITEXT:  # as lm-eval's task wikitext does it
+        readings.append(Reading('detokenized, each page alone, last window filled',
+                                [detokenize(page, rules) for page in wikitext_pages(text)], True))
+    return readings
+
+
+def denominators(benchmark, text):
+    """What the nats of a text are divided by: a list of Denominators, of the text as the benchmark has it."""
+    if benchmark == 'enwik8':
+        return [Denominator('byte', len(text.encode('utf-8')), 'bits')]
+    if benchmark == 'text8':
+        return [Denominator('character', len(text), 'bits')]
+    n_words = len(text.split())
+    return [Denominator('word', n_words, 'perplexity'),
+            Denominator('word or line end', n_words + text.count('\n'), 'perplexity')]
+
+
+def wikitext_pages(text):
+    """The articles of a WikiText file, each from its title ( = Title = ) to the next. Their sum is the text."""
+    starts = [match.start() for match in re.finditer(r'^ = [^=\n]+ = $', text, re.MULTILINE)]
+    cuts = [0] + starts[1:] + [len(text)] if starts else [0, len(text)]
+    return [text[start:end] for start, end in zip(cuts, cuts[1:])]
+
+
+def read_text(benchmark, path):
+    """The text to score: a whole file, but of enwik8 and text8 in full, of 100 million bytes, the last 5 million.
+
+    That is how these two are divided since Mikolov et al. 2012; the paper does not say. A character that the cut has
+    halved is left out.
+    Raises ValueError for what is not UTF-8 (file and byte).
+    """
+    with open(path, 'rb') as file:
+        raw = file.read()
+    start = 0
+    if benchmark in ('enwik8', 'text8') and len(raw) == 10 ** 8:
+        start = len(raw) - 5 * 10 ** 6
+        while raw[start] & 0xC0 == 0x80:
+            start += 1
+    try:
+        text = raw[start:].decode('utf-8')
+    except UnicodeDecodeError as error:
+        if error.reason != 'unexpected end of data':
+            raise ValueError('%s is not UTF-8: byte %d is 0x%02x; convert the file to UTF-8'
+                             % (path, start + error.start, raw[start + error.start]))
+        text = raw[start:start + error.start].decode('utf-8')
+    if not text.strip():
+        raise ValueError('there is no text in %s' % path)
+    return text
+
+
+# LAMBADA and the Children's Book Test
+
+LAMBADA_TEXTS = (  # the paper's authors gave the second to those who asked
+    ('as it is', lambda text: text),
+    ('straight quotes, newline before', lambda text: '\n' + text.translate(
+        {ord('\u2018'): "'", ord('\u2019'): "'", ord('\u201c'): '"', ord('\u201d'): '"'}).strip()),
+)
+
+
+def read_lambada(path):
+    """The passages of a LAMBADA file, as a list of str. Raises ValueError that names the line for what is none."""
+    passages = []
+    with open(path, encoding='utf-8') as file:
+        for number, line in enumerate(file, 1):
+            try:
+                passage = json.loads(line)['text']
+                if ' ' not in passage.strip():
+                    raise ValueError('a passage of one word')
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ValueError('%s, line %d: %s; a line must be {"text": "a passage whose last word is guessed"}'
+                                 % (path, number, error))
+            passages.append(passage)
+    return passages
+
+
+# context: str.  before, after: the question around its gap.  candidates: list of str.  answer: the index of the right one.
+Question = namedtuple('Question', 'context before after candidates answer')
+GAP = 'XXXXX'
+
+
+def read_cbt(path):
+    """The Questions of a file of the Children's Book Test (Hill et al. 2015, arXiv:1511.02301).
+
+    A question is 21 numbered lines; the last has a gap, and after tabs the answer and the candidates between bars. The
+    lines of the context are joined by spaces.
+    Raises ValueError that names the line for what is none.
+    """
+    questions, context = [], []
+    with open(path, encoding='utf-8') as file:
+        for number, line in enumerate(file, 1):
+            text = line.rstrip('\n').partition(' ')[2]
+            if GAP not in text or '\t' not in text:
+                context += [text] if text else []
+                continue
+            fields = text.split('\t')
+            candidates = fields[-1].split('|')
+            if len(fields) < 3 or fields[1] not in candidates:
+                raise ValueError('%s, line %d: the answer is not among the candidates' % (path, number))
+            before, after = fields[0].split(GAP, 1)
+            questions.append(Question(' '.join(context), before, after, candidates, candidates.index(fields[1])))
+            context = []
+    if not questions or context:
+        raise ValueError('%s does not end with a question: a line with %s, the answer, and candidates between bars'
+                         % (path, GAP))
+    return questions
+
+
+def paper_figure(model_name, benchmark, figure):
+    """The paper's figure of a benchmark for a model of the release, or None."""
+    size = SIZES.get(str(model_name))
+    return PAPER[benchmark, figure][size] if size is not None and (benchmark, figure) in PAPER else None
