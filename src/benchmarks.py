@@ -1,15 +1,12 @@
-"""The paper's benchmarks as text: files, detokenisers, readings of each protocol, and the paper's figures. No TensorFlow.
+"""The paper's benchmarks as data: their files, what is read from them, the readings of each protocol, the paper's figures.
 
-A benchmark's words stand apart (`the U.S. 's " Top 10 " ,`), as no text that a model has learnt from looks. A detokeniser
-joins them. It can be undone: retokenize(detokenize(text, rules), rules) is the text, whatever the text, so that the nats
-of the one are nats of the other (Radford et al. 2019, section 3.1). What the paper leaves open has here several readings,
-each with a name; all are measured.
+What the paper leaves open has several readings, each with a name; all are measured, and none is chosen silently.
 """
 from collections import namedtuple
-import functools
 import json
-import os
 import re
+
+from detokenize import CBT, ONE_BILLION_WORDS, PTB, WIKITEXT, detokenize
 
 SIZES = {'117M': 0, '124M': 0, '345M': 1, '355M': 1, '762M': 2, '774M': 2, '1542M': 3, '1558M': 3}
 PAPER = {  # table 3, for the four sizes
@@ -25,17 +22,17 @@ PAPER = {  # table 3, for the four sizes
     ('1bw', 'perplexity'): (75.20, 55.72, 44.575, 42.16),
 }
 
-# What a file is called, and the command that gets it, checked against its published checksum.
+# What a benchmark's file is called, and the command that gets it and checks it against its published checksum.
 FILES = {
-    'lambada': ('lambada_test.jsonl',),
-    'cbt-cn': ('cbtest_CN_test_2500ex.txt',),
-    'cbt-ne': ('cbtest_NE_test_2500ex.txt',),
-    'wikitext2': ('wiki.test.raw',),
-    'wikitext103': ('wiki.test.raw',),
-    'ptb': ('ptb.test.txt',),
-    'enwik8': ('enwik8',),
-    'text8': ('text8',),
-    '1bw': ('news.en.heldout-00000-of-00050',),
+    'lambada': 'lambada_test.jsonl',
+    'cbt-cn': 'cbtest_CN_test_2500ex.txt',
+    'cbt-ne': 'cbtest_NE_test_2500ex.txt',
+    'wikitext2': 'wiki.test.raw',
+    'wikitext103': 'wiki.test.raw',
+    'ptb': 'ptb.test.txt',
+    'enwik8': 'enwik8',
+    'text8': 'text8',
+    '1bw': 'news.en.heldout-00000-of-00050',
 }
 _CBT = ("curl -fLO http://www.thespermwhale.com/jaseweston/babi/CBTest.tgz && "
         "echo '932df0cadc1337b2a12b4c696b1041c1d1c6d4b6bd319874c6288f02e4a61e92  CBTest.tgz' | sha256sum -c && "
@@ -79,139 +76,9 @@ other another own same quite rather
 '''.split())
 
 
-# Detokenisers
-
-# split: (pattern, replacement) pairs that set a joined text apart again, in this order.  before, after: patterns of words
-# that are joined to the word before, or after, them.  between: {word: what stands for it, joined on both sides}.
-# quotes: (opening, closing) words that become a quotation mark, joined inwards.  padded: whether each line of the benchmark
-# has a space at both ends.
-Rules = namedtuple('Rules', 'split before after between quotes padded')
-
-ABBREVIATIONS = frozenset("""
-Adm Aug Ave Bros Brig Capt Cmdr Co Col Corp Cpl Dec Dept Dr Feb Fig Gen Gov Hon Inc Jan Jr Lt Ltd Maj Messrs Mr Mrs Ms Mt No
-Nos Nov Oct Op Ph Pres Prof Pvt Rep Rev Sen Sept Sep Sgt Sr St Ste Vol cf ed eds etc mm op p pp var vol vs
-""".split())
-
-
-def _split_full_stop(found):
-    """A full stop that ends a sentence is a word; after an abbreviation it is part of one."""
-    word = found.group(1)
-    abbreviation = word in ABBREVIATIONS or len(word) == 1 and word.isalpha() or '.' in word
-    return word + ('.' if abbreviation else ' .')
-
-
-def _english(suffixes):
-    """What sets English apart: (split, before).  suffixes: pattern of what stands apart after an apostrophe."""
-    return (
-        (r'(?<=\S)([,;:!?])(?=[\s,;:!?.]|$)', r' \1'),
-        (r"(?<=\w)(n't|'%s)(?!\w)" % suffixes, r' \1'),
-        (r"(?<=s)'(?=[\s,;:!?.]|$)", " '"),
-        (r'(?<=[^\s.])\.\.\.(?=\s|$)', ' ...'),
-        (r'(?<!\S)(\S*[^\s.])\.(?=\s|$)', _split_full_stop),
-    ), r"[,;:!?.)\]%%]|\.\.\.|'|n't|'%s" % suffixes
-
-
-_ENGLISH_SUFFIXES = '(?:s|t|re|ve|m|ll|d)'
-_BRACKETS = ((r'(?<=\S)(["()\[\]%])', r' \1'), (r'(["()\[\]$£¥€#])(?=\S)', r'\1 '))
-_OPENING = r'[(\[$£¥€#]'
-_split_any_suffix, _before_any_suffix = _english(r'\w+')  # WikiText has "O 'Brien"
-_split_english, _before_english = _english(_ENGLISH_SUFFIXES)
-
-ONE_BILLION_WORDS = Rules(_BRACKETS + _split_english, _before_english, _OPENING, {}, ('"', '"'), False)
-WIKITEXT = Rules((
-    (r'(?<!\w)\d+(?:[,.]\d+)+(?!\w)', lambda number: re.sub('[,.]', r' @\g<0>@ ', number.group())),
-    (r'(?<=[^\W_])-(?=[^\W_])', ' @-@ '),
-    (r'(?<=\S)°', ' °'),
-    (r'°(?=\S)', '° '),
-    (r'=(?==)', '= ')) + _BRACKETS + _split_any_suffix,
-    _before_any_suffix + '|=', _OPENING, {'@-@': '-', '@,@': ',', '@.@': '.', '°': '°'}, ('"', '"'), True)
-PTB = Rules((
-    (r"(?<=\w)(n't|'%s)(?!\w)" % _ENGLISH_SUFFIXES, r' \1'),
-    (r"(?<=s)'(?=\s|$)", " '"),
-    (r'([$#])(?=\S)', r'\1 '),
-    (r'(?<=\S)%', ' %')),
-    r"n't|'|'%s|%%" % _ENGLISH_SUFFIXES, r'[$#]', {}, (), True)
-CBT = Rules((
-    (r'(?<!\S)"', '`` '),
-    (r'"', " ''"),
-    (r'  +', ' ')) + _split_english, _before_english, r'(?!)', {}, ('``', "''"), False)
-
-
-def detokenize(text, rules):
-    """Join what a benchmark has set apart, wherever `retokenize` sets it apart again.
-
-    Of a word that would be set apart too much, `retokenize` is told by a second space before it; of a line that it could
-    not restore, by a space at its beginning: it stands behind that space as it was.
-    """
-    return re.sub('[^\n]*\n|[^\n]+', lambda line: _detokenize_line(line.group(), rules), text)
-
-
-def retokenize(text, rules):
-    """The text of the benchmark of which `detokenize` has made this one."""
-    return re.sub('[^\n]*\n|[^\n]+', lambda line: _retokenize_line(line.group(), rules), text)
-
-
-def _detokenize_line(line, rules):
-    words, end = (line[:-1], '\n') if line.endswith('\n') else (line, '')
-    joined = _join(words.strip(' ') if rules.padded else words, rules) + end
-    return joined if joined and joined[0] != ' ' and _retokenize_line(joined, rules) == line else ' ' + line
-
-
-def _retokenize_line(line, rules):
-    if line.startswith(' '):
-        return line[1:]
-    joined, end = (line[:-1], '\n') if line.endswith('\n') else (line, '')
-    padding = ' ' if rules.padded else ''
-    return padding + _split(joined, rules.split) + (padding if joined else '') + end
-
-
-def _join(line, rules):
-    words = line.split(' ')
-    joined, before, leaning, quoting = '', None, False, False  # before: the last word.  leaning: it is joined to the next
-    for word, after in zip(words, words[1:] + [None]):
-        if _split_word(word, rules.split) != word:
-            joined += '  ' + word
-            before, leaning = None, False
-            continue
-
-        def comes_apart(text, *apart):
-            return None not in apart and _split_word(text, rules.split) == ' '.join(apart)
-
-        shown, joins_before, joins_after = word, False, False
-        if word in rules.between and before and after:
-            mark = rules.between[word]
-            joins_before = joins_after = comes_apart(before + mark + after, before, word, after)
-            shown = mark if joins_before else word
-        elif word in rules.quotes:
-            opening = not quoting if len(set(rules.quotes)) == 1 else word == rules.quotes[0]
-            shown, quoting, joins_before, joins_after = '"', opening, not opening, opening
-        elif re.fullmatch(rules.before, word):
-            joins_before = before is not None and comes_apart(before + word, before, word)
-        if re.fullmatch(rules.after, word):
-            joins_after = after is not None and comes_apart(word + after, word, after)
-        joined += shown if leaning or joins_before or not joined else ' ' + shown
-        before, leaning = shown, joins_after
-    return joined
-
-
-def _split(text, patterns):
-    pieces = re.split(r'  (\S+)', text)  # every second one stood behind two spaces: it is left alone
-    for i, piece in enumerate(pieces):
-        if i % 2:
-            pieces[i] = ' ' + piece
-            continue
-        for pattern, replacement in patterns:
-            piece = re.sub(pattern, replacement, piece)
-        pieces[i] = piece
-    return ''.join(pieces)
-
-
-@functools.lru_cache(maxsize=1 << 16)
-def _split_word(word, patterns):
-    return _split(word, patterns)
-
-
 # Readings of a text
+
+WHOLE_BYTES, TEST_BYTES = 100 * 10 ** 6, 5 * 10 ** 6  # of enwik8 and text8
 
 # name: which of the readings of the paper.  documents: each is scored from an end-of-text token on.  fills_last: whether the
 # last window reaches back until it is as long as the context, so that its tokens are given more of it.
@@ -228,22 +95,32 @@ def text_readings(benchmark, text):
     joined = detokenize(text, rules)
     readings = [Reading('as it is', [text], False), Reading('detokenized', [joined], False)]
     if benchmark == '1bw':  # its sentences are in random order
-        readings.append(Reading('detokenized, each sentence alone', joined.splitlines(True), False))
+        readings.append(Reading('detokenized, each sentence alone', re.findall('[^\n]*\n|[^\n]+', joined), False))
     if rules is WIKITEXT:  # as lm-eval's task wikitext does it
         readings.append(Reading('detokenized, each page alone, last window filled',
                                 [detokenize(page, rules) for page in wikitext_pages(text)], True))
     return readings
 
 
-def denominators(benchmark, text):
-    """What the nats of a text are divided by: a list of Denominators, of the text as the benchmark has it."""
+def denominators(benchmark, text, n_tokens):
+    """What the nats of a text are divided by: a list of Denominators, of the text as the benchmark has it.
+
+    The paper says canonical units, and not whether the end of a line is one.
+
+    n_tokens: how many tokens of the model were scored.
+    """
     if benchmark == 'enwik8':
         return [Denominator('byte', len(text.encode('utf-8')), 'bits')]
     if benchmark == 'text8':
         return [Denominator('character', len(text), 'bits')]
     n_words = len(text.split())
-    return [Denominator('word', n_words, 'perplexity'),
-            Denominator('word or line end', n_words + text.count('\n'), 'perplexity')]
+    counts = [Denominator('word', n_words, 'perplexity'),
+              Denominator('word or line end', n_words + text.count('\n'), 'perplexity'),
+              Denominator('token', n_tokens, 'perplexity')]
+    if benchmark.startswith('wikitext'):  # lm-eval finds an empty word at both ends of a page
+        counts.append(Denominator('word as lm-eval counts', sum(len(re.split(r'\s+', page)) for page in wikitext_pages(text)),
+                                  'perplexity'))
+    return counts
 
 
 def wikitext_pages(text):
@@ -254,17 +131,16 @@ def wikitext_pages(text):
 
 
 def read_text(benchmark, path):
-    """The text to score: a whole file, but of enwik8 and text8 in full, of 100 million bytes, the last 5 million.
+    """The text to score: the whole file, but of the 100 million bytes of enwik8 or text8 the last 5 million.
 
-    That is how these two are divided since Mikolov et al. 2012; the paper does not say. A character that the cut has
-    halved is left out.
+    The paper does not say, but that is how others divide these two. A character that a cut has halved is left out.
     Raises ValueError for what is not UTF-8 (file and byte).
     """
     with open(path, 'rb') as file:
         raw = file.read()
     start = 0
-    if benchmark in ('enwik8', 'text8') and len(raw) == 10 ** 8:
-        start = len(raw) - 5 * 10 ** 6
+    if benchmark in ('enwik8', 'text8') and len(raw) == WHOLE_BYTES:
+        start = WHOLE_BYTES - TEST_BYTES
         while raw[start] & 0xC0 == 0x80:
             start += 1
     try:

@@ -13,6 +13,7 @@ import fire
 def run(function):
     """Call function with the flags of the command line, then end the process.
 
+    function: or a dict {name: function}, of which the first argument names the one to call.
     Its parameters are the flags and its docstring is what --help shows. A value must be of its default's type, or of its
     annotation's where the default is None.
     A flag that does not exist, ValueError, OSError and ImportError end in one line on stderr and status 1. Ctrl-C and a
@@ -21,7 +22,8 @@ def run(function):
     speak_utf8()
     status = 0
     try:
-        positional, named = parse(function, sys.argv[1:])
+        function, arguments = choose(function, sys.argv[1:])
+        positional, named = parse(function, arguments)
         function(*positional, **named)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -35,6 +37,27 @@ def run(function):
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(status)  # TensorFlow may be busy in a thread, and leaving in an orderly way would wait for it
+
+
+def choose(functions, arguments):
+    """The function that the command line names, and the rest of it. A help without a name is printed, and ends the process.
+
+    functions: a function, which needs no name, or {name: function}.
+    Raises ValueError for a name that is missing or unknown.
+    """
+    if callable(functions):
+        return functions, arguments
+    commands = ', '.join(sorted(functions))
+    name = arguments[0] if arguments else None
+    if name in ('--help', '-h'):
+        print('Say first what to do; COMMAND --help tells more.\n')
+        for command in sorted(functions):
+            print('    %-12s %s' % (command, functions[command].__doc__.split('\n')[0]))
+        sys.exit(0)
+    if name not in functions:
+        raise ValueError('%s; the commands are %s (--help explains them)'
+                         % ('no command given' if name is None else 'there is no command %r' % name, commands))
+    return functions[name], arguments[1:]
 
 
 def parse(function, arguments):

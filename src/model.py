@@ -8,6 +8,7 @@ smaller. Variables carry the names and shapes of the released checkpoints.
 A tensor's name ends in its shape:
 B batch  T new tokens  S positions attended to  D n_embd  H n_head  K head size, D // H  N any width  V n_vocab
 """
+from collections import namedtuple
 import math
 import zlib
 
@@ -73,15 +74,49 @@ def model(hparams, X, past=None, scope='model', reuse=False):
     Raises ValueError if hparams fit no network.
     """
     with tf.variable_scope(scope, reuse=reuse):
-        hidden_BTD, present = transform(hparams, X, past)
+        pasts = [] if past is None else [[tuple(tf.unstack(layer_B2HSK, num=2, axis=1))
+                                          for layer_B2HSK in tf.unstack(past, num=hparams.n_layer, axis=1)]]
+        hidden_BTD, presents = transform(hparams, X, pasts)
+        present = tf.stack([tf.stack(present, axis=1) for present in presents], axis=1)
         return {'present': present, 'logits': unembed(hparams, hidden_BTD)}
 
 
-def next_token_logits(hparams, X, past=None, scope='model', reuse=tf.AUTO_REUSE):
-    """As model(), but {'logits': float32 [B, V]}: of the last position alone. Sampling needs no other."""
+# Keys and values of what was read, float32 [B, H, S, K] a layer: lists of n_layer (k, v).
+# A token is added to `recent`; that is short, and grows into `old` a block at a time. So no token copies all that is there.
+Cache = namedtuple('Cache', 'old recent')
+CACHE_BLOCK = 64  # tokens
+
+
+def empty_cache(hparams, batch):
+    """The Cache of batch texts of which nothing was read yet."""
+    nothing_BHSK = tf.zeros([batch, hparams.n_head, 0, hparams.n_embd // hparams.n_head])
+    layers = [(nothing_BHSK, nothing_BHSK)] * hparams.n_layer
+    return Cache(layers, layers)
+
+
+def cache_shapes(hparams, batch):
+    """The shapes of a Cache as it grows, in the form that tf.while_loop takes. batch: number, or None if unknown."""
+    any_BHSK = tf.TensorShape([batch, hparams.n_head, None, hparams.n_embd // hparams.n_head])
+    layers = [(any_BHSK, any_BHSK)] * hparams.n_layer
+    return Cache(layers, layers)
+
+
+def decode(hparams, X, cache, scope='model', reuse=tf.AUTO_REUSE):
+    """Read more of each text, and predict what comes next.
+
+    X: int32 [B, T], the new tokens.
+    Returns float32 [B, V], the logits that follow the last of them, and the Cache with all of them.
+    """
     with tf.variable_scope(scope, reuse=reuse):
-        hidden_BTD, present = transform(hparams, X, past)
-        return {'present': present, 'logits': unembed(hparams, hidden_BTD[:, -1])}
+        hidden_BTD, presents = transform(hparams, X, [cache.old, cache.recent])
+        logits_BV = unembed(hparams, hidden_BTD[:, -1])
+    recent = [tuple(tf.concat(pair, axis=-2) for pair in zip(*layer)) for layer in zip(cache.recent, presents)]
+
+    def grow():
+        old = [tuple(tf.concat(pair, axis=-2) for pair in zip(*layer)) for layer in zip(cache.old, recent)]
+        return Cache(old, empty_cache(hparams, size(X, 0)).recent)
+
+    return logits_BV, tf.cond(size(recent[0][0], -2) >= CACHE_BLOCK, grow, lambda: Cache(cache.old, recent))
 
 
 def token_losses(logits, tokens):
@@ -112,20 +147,24 @@ def dropout(rate, *, seed, step):
     return drop if rate else no_dropout
 
 
-def transform(hparams, tokens_BT, past=None, drop=no_dropout):
-    """Everything between token ids and logits: float32 [B, T, D], and present as model() returns it."""
+def transform(hparams, tokens_BT, pasts=(), drop=no_dropout):
+    """Everything between token ids and logits.
+
+    pasts: what was read before tokens, piece by piece: each a list of n_layer (k, v), float32 [B, H, S, K].
+    Returns float32 [B, T, D], and tokens' own (k, v) of each layer, float32 [B, H, T, K].
+    """
     hparams.check()
     tokens_BT = tf.convert_to_tensor(tokens_BT)
-    past_layers = [None] * hparams.n_layer if past is None else tf.unstack(past, num=hparams.n_layer, axis=1)
-    n_past = 0 if past is None else size(past, -2)
+    n_past = sum([size(piece[0][0], -2) for piece in pasts])
     position_T = n_past + tf.range(size(tokens_BT, 1))
     hidden_BTD = drop(embed(hparams, tokens_BT, position_T), 'embed')
     mask_TS = causal_mask(position_T)
     presents = []
-    for layer, past_layer in enumerate(past_layers):
-        hidden_BTD, present = block(hparams, hidden_BTD, 'h%d' % layer, mask_TS=mask_TS, past=past_layer, drop=drop)
+    for layer in range(hparams.n_layer):
+        hidden_BTD, present = block(hparams, hidden_BTD, 'h%d' % layer, mask_TS=mask_TS,
+                                    pasts=[piece[layer] for piece in pasts], drop=drop)
         presents.append(present)
-    return layer_norm(hidden_BTD, 'ln_f'), tf.stack(presents, axis=1)
+    return layer_norm(hidden_BTD, 'ln_f'), presents
 
 
 def embed(hparams, tokens_BT, position_T):
@@ -153,31 +192,32 @@ def causal_mask(position_T):
     return (1 - tf.cast(visible_TS, tf.float32)) * -1e10
 
 
-def block(hparams, hidden_BTD, scope, *, mask_TS, past=None, drop=no_dropout):
-    """One transformer block: float32 [B, T, D], and the keys and values [B, 2, H, T, K] of the new tokens."""
+def block(hparams, hidden_BTD, scope, *, mask_TS, pasts=(), drop=no_dropout):
+    """One transformer block: float32 [B, T, D], and the (k, v) of its tokens. pasts: (k, v) of those before, in pieces."""
     with tf.variable_scope(scope):
         attended_BTD, present = attention(hparams, layer_norm(hidden_BTD, 'ln_1'), 'attn',
-                                          mask_TS=mask_TS, past=past, drop=drop)
+                                          mask_TS=mask_TS, pasts=pasts, drop=drop)
         hidden_BTD += drop(attended_BTD, 'attn')
         hidden_BTD += drop(feed_forward(hparams, layer_norm(hidden_BTD, 'ln_2'), 'mlp'), 'mlp')
         return hidden_BTD, present
 
 
-def attention(hparams, x_BTD, scope, *, mask_TS, past=None, drop=no_dropout):
-    """Masked multi-head self-attention over the past and the new tokens (Vaswani et al. 2017, section 3.2)."""
+def attention(hparams, x_BTD, scope, *, mask_TS, pasts=(), drop=no_dropout):
+    """Masked multi-head self-attention (Vaswani et al. 2017, section 3.2) over the pieces of the past and the new tokens."""
     n_head, head_size = hparams.n_head, hparams.n_embd // hparams.n_head
     batch, n_new = sizes(x_BTD)[:2]
     with tf.variable_scope(scope):
         qkv_BTN = linear(x_BTD, 'c_attn', 3 * hparams.n_embd)
         qkv_BT3HK = tf.reshape(qkv_BTN, [batch, n_new, 3, n_head, head_size])
-        q_BHTK, k_BHTK, v_BHTK = tf.unstack(tf.transpose(qkv_BT3HK, [2, 0, 3, 1, 4]))
-        present = tf.stack([k_BHTK, v_BHTK], axis=1)
-        k_BHSK, v_BHSK = tf.unstack(present if past is None else tf.concat([past, present], axis=-2), axis=1)
-        score_BHTS = tf.matmul(q_BHTK, k_BHSK, transpose_b=True) / math.sqrt(head_size)
+        q_BHTK, *present = tf.unstack(tf.transpose(qkv_BT3HK, [2, 0, 3, 1, 4]))
+        pieces = list(pasts) + [tuple(present)]
+        q_BHTK /= math.sqrt(head_size)
+        score_BHTS = tf.concat([tf.matmul(q_BHTK, k_BHSK, transpose_b=True) for k_BHSK, _ in pieces], axis=-1)
         weight_BHTS = drop(tf.nn.softmax(score_BHTS + mask_TS), 'weights')
-        mixed_BHTK = tf.matmul(weight_BHTS, v_BHSK)
+        weights = tf.split(weight_BHTS, [size(k_BHSK, -2) for k_BHSK, _ in pieces], axis=-1)
+        mixed_BHTK = tf.add_n([tf.matmul(weight, v_BHSK) for weight, (_, v_BHSK) in zip(weights, pieces)])
         mixed_BTD = tf.reshape(tf.transpose(mixed_BHTK, [0, 2, 1, 3]), [batch, n_new, hparams.n_embd])
-        return linear(mixed_BTD, 'c_proj', hparams.n_embd, stddev=residual_stddev(hparams)), present
+        return linear(mixed_BTD, 'c_proj', hparams.n_embd, stddev=residual_stddev(hparams)), tuple(present)
 
 
 def feed_forward(hparams, x_BTD, scope):

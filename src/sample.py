@@ -80,10 +80,10 @@ def next_tokens(logits_BV, draw_B, *, temperature, top_k, top_p):
 
 # What the decoding loop carries from one token to the next:
 # fed_BT: what the network reads now, the prompts first and then a token a row
-# past: its keys and values so far, of model.past_shape
+# cache: its keys and values so far
 # tokens_BS: the texts so far
 # ended_B: rows that drew the end token, or have all their tokens
-State = namedtuple('State', 'fed_BT past tokens_BS ended_B')
+State = namedtuple('State', 'fed_BT cache tokens_BS ended_B')
 
 
 def sample_sequence(*, hparams, length, start_token=None, batch_size=None, context=None, temperature=1, top_k=0, top_p=1,
@@ -117,11 +117,11 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
 
     def step(*state):
         state = State(*state)
-        output = model.next_token_logits(hparams, state.fed_BT, past=state.past)
+        logits_BV, cache = model.decode(hparams, state.fed_BT, state.cache)
         n_seen = tf.shape(state.tokens_BS)[1]
         n_drawn_B = n_seen - length_B  # below 0 inside a prompt, where the next token is given
         draw_B = tf.gather_nd(draws, tf.stack([tf.range(batch), tf.clip_by_value(n_drawn_B, 0, length - 1)], axis=-1))
-        drawn_B = next_tokens(output['logits'], draw_B, temperature=temperature, top_k=top_k, top_p=top_p)
+        drawn_B = next_tokens(logits_BV, draw_B, temperature=temperature, top_k=top_k, top_p=top_p)
         drawn_B = tf.where(state.ended_B, filler_B, drawn_B)
         token_B = tf.where(n_drawn_B < 0, context_BC[:, tf.minimum(n_seen, n_context - 1)], drawn_B)
         ended_B = tf.logical_or(state.ended_B, n_drawn_B >= length - 1)
@@ -129,17 +129,16 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
             ended_B = tf.logical_or(ended_B, tf.logical_and(tf.equal(drawn_B, end_token), n_drawn_B >= 0))
         return State(
             fed_BT=tf.maximum(token_B, 0)[:, None],  # NO_TOKEN has no embedding, and nobody reads what follows it
-            past=tf.concat([state.past, output['present']], axis=-2),
+            cache=cache,
             tokens_BS=tf.concat([state.tokens_BS, token_B[:, None]], axis=1),
             ended_B=ended_B)
 
     prompt_BT = context_BC[:, :tf.reduce_min(length_B)]
-    empty = tf.zeros(model.past_shape(hparams=hparams, batch_size=batch, sequence=0))
-    start = State(fed_BT=prompt_BT, past=empty, tokens_BS=prompt_BT, ended_B=tf.fill([batch], length == 0))
+    start = State(fed_BT=prompt_BT, cache=model.empty_cache(hparams, batch), tokens_BS=prompt_BT, ended_B=tf.fill([batch], length == 0))
     known_batch = context_BC.shape.as_list()[0]
     shapes = State(
         fed_BT=tf.TensorShape([known_batch, None]),
-        past=tf.TensorShape(model.past_shape(hparams=hparams, batch_size=known_batch)),
+        cache=model.cache_shapes(hparams, known_batch),
         tokens_BS=tf.TensorShape([known_batch, None]),
         ended_B=tf.TensorShape([known_batch]))
     end = tf.while_loop(unfinished, step, start, shape_invariants=shapes, back_prop=False)

@@ -63,56 +63,112 @@ def train(data, run_name, *, valid=None, model_name=None, hparams=None, vocab=No
     options = SimpleNamespace(**locals())
     check(options)
     folder = checkpoint.new_model_dir(run_name, models_dir)
-    source = vocabulary_source(folder, options)
-    text_encoder = encoder.get_encoder(*reversed(os.path.split(source)))
-    hparams = load_hparams(folder, source, options, text_encoder)
-    load = functools.partial(corpus.load_tokens, text_encoder, cache_folder=os.path.join(folder, 'cache'))
-    tokens, valid_tokens = load(data), load(valid) if valid else None
-    with postponed_interrupt() as interrupted:
-        Run(folder, options, hparams, text_encoder, source).learn(tokens, valid_tokens, interrupted)
+    if last_save(folder) is None:
+        begin(folder, options)
+    text_encoder = encoder.get_encoder(*name_and_dir(folder))
+    hparams = checkpoint.load_hparams(*name_and_dir(folder))
+    tokens = load_tokens(folder, text_encoder, hparams.n_ctx, data)
+    valid_tokens = None if valid is None else load_tokens(folder, text_encoder, hparams.n_ctx, valid)
+
+    from tf1 import tf
+    with tf.Graph().as_default(), checkpoint.session() as sess, postponed_interrupt() as interrupts:
+        Run(sess, folder, options, hparams, text_encoder).learn(tokens, valid_tokens, interrupts)
     plot(os.path.join(folder, 'training', 'metrics.jsonl'), os.path.join(folder, 'training', 'loss.png'))
 
 
 def check(options):
-    """Raises ValueError for flags that contradict each other or are out of range."""
+    """Raises ValueError for flags that contradict each other or are out of range, FileNotFoundError for text that is not
+    there."""
     for name in ('batch_size', 'accumulate', 'learning_rate', 'clip', 'steps', 'save_every', 'keep', 'valid_every'):
         if not getattr(options, name) > 0:
             raise ValueError('--%s is %r; it must be more than 0' % (name, getattr(options, name)))
+    for name in ('warmup', 'weight_decay', 'sample_every'):
+        if not getattr(options, name) >= 0:
+            raise ValueError('--%s is %r; it must be 0 or more' % (name, getattr(options, name)))
     if not 0 <= options.dropout < 1:
         raise ValueError('--dropout is %r; it must be 0 or more, and less than 1' % options.dropout)
+    if not 0 <= options.seed < 2 ** 32:
+        raise ValueError('--seed is %r; it must be 0 to 4294967295' % options.seed)
     nothing = [options.hparams, options.vocab, options.vocab_size]
     if options.model_name is not None and any(value is not None for value in nothing):
         raise ValueError('--model_name starts from that model: leave out --hparams, --vocab and --vocab_size')
     if options.model_name is None and (options.hparams is None or (options.vocab is None) == (options.vocab_size is None)):
         raise ValueError('give --model_name to start from a model; or, to start from nothing, --hparams and either --vocab '
                          'or --vocab_size')
+    corpus.find_files(options.data)
+    if options.valid is not None:
+        corpus.find_files(options.valid)
 
 
-def vocabulary_source(folder, options):
-    """The folder that has the run's encoder.json and vocab.bpe: the run's own, its model's, or --vocab."""
-    if os.path.exists(os.path.join(folder, 'checkpoint')):
-        if not os.path.isdir(os.path.join(folder, 'training')):
-            raise ValueError('%s is a model and not a training run; choose another --run_name' % folder)
-        return folder
+def last_save(folder):
+    """The step of the last save in a run's folder, or None if there is none.
+
+    Raises ValueError for a folder that holds something else than a run.
+    """
+    if not os.path.isdir(folder) or not os.listdir(folder):
+        return None
+    is_run = os.path.isdir(os.path.join(folder, 'training'))
+    if is_run and not os.path.exists(os.path.join(folder, 'checkpoint')):
+        return None
+    numbered = is_run and re.search(r'-(\d+)$', checkpoint.weights_prefix(folder))
+    if not numbered:
+        raise ValueError('%s is there and is not a training run; choose another --run_name' % folder)
+    return int(numbered.group(1))
+
+
+def begin(folder, options):
+    """Give a new run's folder its encoder.json, vocab.bpe and hparams.json: its model's, or as the flags say.
+
+    What a run of that name that was never saved has left is replaced.
+    """
     if options.model_name is not None:
-        return checkpoint.model_dir(options.model_name, options.models_dir)
-    if options.vocab is not None:
-        return os.path.abspath(options.vocab)
-    if not os.path.exists(os.path.join(folder, 'vocab.bpe')):  # the second of the two to be written
+        source = checkpoint.model_dir(options.model_name, options.models_dir)
+        hparams = checkpoint.load_hparams(*name_and_dir(source))
+    elif options.vocab is not None:
+        source = encoder.model_folder(*name_and_dir(options.vocab), files=checkpoint.VOCABULARY_FILES)
+        hparams = read_hparams(options.hparams, n_vocab=len(encoder.get_encoder(*name_and_dir(source)).encoder))
+    else:
+        source = None
+        hparams = read_hparams(options.hparams, n_vocab=options.vocab_size)
+    os.makedirs(os.path.join(folder, 'training'), exist_ok=True)
+    if source is None:
         encoder.learn_vocabulary(corpus.read_documents(options.data), options.vocab_size, folder)
-    return folder
+    else:
+        for name in checkpoint.VOCABULARY_FILES:
+            with open(os.path.join(source, name), encoding='utf-8', newline='') as file:
+                checkpoint.replace_text(os.path.join(folder, name), file.read())
+    checkpoint.replace_text(os.path.join(folder, 'hparams.json'), json.dumps(hparams.values(), sort_keys=True) + '\n')
 
 
-def load_hparams(folder, source, options, text_encoder):
-    """The HParams to train: the run's or its model's, or --hparams with the vocabulary's size."""
+def name_and_dir(folder):
+    """A model's folder as the two arguments model_name and models_dir."""
+    parent, name = os.path.split(os.path.abspath(str(folder)))
+    return name, parent
+
+
+def read_hparams(path, n_vocab):
+    """The HParams in a JSON file, with another n_vocab. What the file lacks is as in 117M.
+
+    Raises ValueError for a file that describes no network.
+    """
     from model import default_hparams
-    if options.hparams is None or source == folder and os.path.exists(os.path.join(folder, 'hparams.json')):
-        return checkpoint.load_hparams(*reversed(os.path.split(source)))
-    with open(options.hparams, encoding='utf-8') as file:
-        hparams = default_hparams().override_from_dict(json.load(file))
-    hparams.n_vocab = len(text_encoder.encoder)
-    hparams.check()
+    try:
+        with open(path, encoding='utf-8') as file:
+            hparams = default_hparams().override_from_dict(json.load(file))
+        hparams.n_vocab = n_vocab
+        hparams.check()
+    except (ValueError, TypeError, AttributeError) as error:  # the last two: of JSON that is no object
+        raise ValueError('%s does not describe a model: %s' % (path, error))
     return hparams
+
+
+def load_tokens(folder, text_encoder, n_ctx, paths):
+    """The token ids of the files that paths name. Raises ValueError for fewer than n_ctx."""
+    tokens = corpus.load_tokens(text_encoder, paths, os.path.join(folder, 'cache'))
+    if len(tokens) < n_ctx:
+        raise ValueError('%s has %d tokens, and the model learns and is measured in windows of %d; give more text'
+                         % (paths, len(tokens), n_ctx))
+    return tokens
 
 
 Graph = namedtuple('Graph', 'tokens learning_rate step loss norm update valid_tokens valid_losses state')
@@ -138,7 +194,7 @@ def build(hparams, options):
         return loss_and_gradients(hparams, tokens_ABT[i], variables, drop, recompute=options.recompute)
 
     loss, gradients = mean_of(options.accumulate, compute)
-    clipped, norm = tf.clip_by_global_norm(gradients, options.clip)
+    clipped, norm = clip_by_norm(gradients, options.clip)
     optimizer = tf.train.AdamOptimizer(learning_rate, *BETAS)
     # Decoupled from the gradient: Loshchilov and Hutter 2017 (arXiv:1711.05101). Gains and biases are left alone.
     with tf.control_dependencies(clipped):
@@ -151,7 +207,7 @@ def build(hparams, options):
 
 
 def mean_of(n, compute):
-    """The mean of compute(i) for i in 0 ... n - 1, one after the other in the memory of one. compute: i -> (loss, gradients)."""
+    """The mean loss and gradients of compute(0) ... compute(n - 1), one after the other in the memory of one."""
     from tf1 import tf
     if n == 1:
         return compute(0)
@@ -166,10 +222,9 @@ def mean_of(n, compute):
 
 
 def loss_and_gradients(hparams, tokens_BT, variables, drop, recompute):
-    """Mean loss in nats a token, and its gradients with respect to variables.
+    """Mean loss in nats a token, and its gradients with respect to variables, which are those of model.model.
 
-    recompute: remember only what goes into each block, and compute the block again when its gradient is due (Chen et al.
-    2016, arXiv:1604.06174).
+    drop: as model.dropout returns it.  recompute: see recomputed_gradients.
     """
     import model
     from tf1 import tf
@@ -180,31 +235,51 @@ def loss_and_gradients(hparams, tokens_BT, variables, drop, recompute):
         return model.block(hparams, x_BTD, 'h%d' % layer, mask_TS=mask_TS, drop=drop)[0]
 
     with tf.variable_scope('model', reuse=True):
-        inputs = [drop(model.embed(hparams, tokens_BT, position_T), 'embed')]  # of each block, and of what follows the last
+        hidden = [drop(model.embed(hparams, tokens_BT, position_T), 'embed')]  # [B, T, D] before and after each block
         for layer in range(hparams.n_layer):
-            inputs.append(block(layer, inputs[-1]))
-        logits_BTV = model.unembed(hparams, model.layer_norm(inputs[-1], 'ln_f'))
+            hidden.append(block(layer, hidden[-1]))
+        logits_BTV = model.unembed(hparams, model.layer_norm(hidden[-1], 'ln_f'))
         loss = tf.reduce_mean(model.token_losses(logits_BTV, tokens_BT))
-        if not recompute:
-            return loss, [tf.convert_to_tensor(gradient) for gradient in tf.gradients(loss, variables)]
+        if recompute:
+            return loss, recomputed_gradients(loss, hidden, block, variables)
+    return loss, [tf.convert_to_tensor(gradient) for gradient in tf.gradients(loss, variables)]
 
-        gradients = [0.0] * len(variables)
 
-        def descend(y, x, y_gradient=None):
-            """Add what y(x) owes to each variable, with x held fixed; return what it owes to x."""
-            found = tf.gradients(y, variables + [x], y_gradient, stop_gradients=[x])
-            for i, gradient in enumerate(found[:-1]):
-                if gradient is not None:
-                    gradients[i] += tf.convert_to_tensor(gradient)
-            return found[-1]
+def recomputed_gradients(loss, hidden, block, variables):
+    """As tf.gradients(loss, variables), but of what is inside a block nothing is kept for it: the block is computed again.
 
-        x_gradient = descend(loss, inputs[-1])
-        for layer in reversed(range(hparams.n_layer)):
-            with tf.control_dependencies([x_gradient]):  # otherwise it would be computed early, and remembered after all
-                x_BTD = tf.identity(inputs[layer])
-                x_gradient = descend(block(layer, x_BTD), x_BTD, x_gradient)
-        descend(inputs[0], position_T, x_gradient)
-        return loss, gradients
+    hidden: the inputs of the blocks, and what the loss is computed from.  block: (layer, its input) -> its output.
+    Source: Chen et al. 2016 (arXiv:1604.06174).
+    """
+    from tf1 import tf
+    parts = [[] for _ in variables]  # of each variable's gradient
+
+    def descend(y, y_gradient, x):
+        """Note what the way from x to y owes to the variables. Returns what it owes to x."""
+        found = tf.gradients(y, variables + x, y_gradient, stop_gradients=x)
+        for part, gradient in zip(parts, found):
+            if gradient is not None:
+                part.append(tf.convert_to_tensor(gradient))
+        return found[len(variables):]
+
+    x_gradient = descend(loss, None, hidden[-1:])
+    for layer in reversed(range(len(hidden) - 1)):
+        with tf.control_dependencies(x_gradient):  # or the block would be computed early, and kept after all
+            x_BTD = tf.identity(hidden[layer])
+            x_gradient = descend(block(layer, x_BTD), x_gradient, [x_BTD])
+    descend(hidden[0], x_gradient, [])
+    return [tf.add_n(part) for part in parts]
+
+
+def clip_by_norm(gradients, most):
+    """Gradients, scaled down together so that their common norm is at most that, and the norm that they had.
+
+    Source: Pascanu et al. 2013 (arXiv:1211.5063). TensorFlow's own function is an error in 1.12 if the norm is no number.
+    """
+    from tf1 import tf
+    norm = tf.global_norm(gradients)
+    scale = most / tf.maximum(norm, most)
+    return [scale * gradient for gradient in gradients], norm
 
 
 def learning_rate_at(step, *, peak, warmup, decay):
@@ -215,33 +290,33 @@ def learning_rate_at(step, *, peak, warmup, decay):
 
 
 class Run(object):
-    """A training run: its folder and its session. Every step goes through `learn`."""
+    """A training run: a session of the graph, and the folder that it is saved in and goes on from."""
 
-    def __init__(self, folder, options, hparams, text_encoder, source):
+    def __init__(self, sess, folder, options, hparams, text_encoder):
         from tf1 import tf
-        self.folder, self.options, self.hparams, self.encoder, self.source = folder, options, hparams, text_encoder, source
-        os.makedirs(os.path.join(folder, 'training'), exist_ok=True)
+        self.sess, self.folder, self.options, self.hparams, self.encoder = sess, folder, options, hparams, text_encoder
         self.metrics = os.path.join(folder, 'training', 'metrics.jsonl')
-        self.valid_loss = float('nan')  # not measured yet
+        self.valid_loss = None  # as last measured
         tf.set_random_seed(options.seed)
         self.graph = build(hparams, options)
         self.sample = build_sample(hparams, text_encoder) if options.sample_every else None
-        self.sess = checkpoint.session()
-        self.sess.run(tf.global_variables_initializer())
+        sess.run(tf.global_variables_initializer())
         self.step = self.restore()
+        forget_after(folder, self.step)
         self.summaries = tf.summary.FileWriter(os.path.join(folder, 'training'))
+        # TensorBoard then forgets, as well, what the files of a killed run tell of later steps.
+        self.summaries.add_session_log(tf.SessionLog(status=tf.SessionLog.START), self.step + 1)
 
     def restore(self):
         """Load the last save, or the model to start from, if any. Returns the number of steps done."""
-        saved = os.path.exists(os.path.join(self.folder, 'checkpoint'))
-        folder = self.folder if saved else self.source
-        if not saved and self.options.model_name is None:
+        step = last_save(self.folder)
+        if step is None and self.options.model_name is None:
             return 0
-        prefix = checkpoint.weights_prefix(folder)
-        checkpoint.restore_variables(self.sess, checkpoint.model_variables(self.sess.graph), prefix)
-        if not saved:
+        folder = checkpoint.model_dir(self.options.model_name, self.options.models_dir) if step is None else self.folder
+        variables = checkpoint.model_variables(self.sess.graph)
+        checkpoint.restore_variables(self.sess, variables, checkpoint.weights_prefix(folder))
+        if step is None:
             return 0
-        step = int(re.search(r'-(\d+)$', prefix).group(1))
         checkpoint.restore_variables(self.sess, self.graph.state, self.state_prefix(step))
         return step
 
@@ -249,82 +324,111 @@ class Run(object):
         """What the names of the files with the optimizer's state begin with."""
         return os.path.join(self.folder, 'training', 'state.ckpt-%d' % step)
 
-    def save(self):
-        """Save everything that the run needs to go on. Killed meanwhile, the save before counts."""
-        keep = self.options.keep
-        checkpoint.save_variables(self.sess, self.graph.state, self.state_prefix(self.step))
-        checkpoint.save(self.sess, self.folder, self.hparams, self.source, step=self.step, keep=keep)
-        checkpoint.remove_old(os.path.join(self.folder, 'training', 'state.ckpt'), keep)
+    def save(self, batch):
+        """Save everything that the run needs to go on. Killed meanwhile, the save before counts.
 
-    def learn(self, tokens, valid_tokens, interrupted):
-        """Train until the last step or the interrupt, and save."""
+        batch: the last that was learnt, int32 [any, n_ctx]. Raises ValueError instead if its loss is no number now.
+        """
+        keep = self.options.keep
+        self.measure(batch[:self.options.batch_size].ravel())  # the loss of the step was that of the weights before it
+        checkpoint.save_variables(self.sess, self.graph.state, self.state_prefix(self.step))
+        checkpoint.save(self.sess, self.folder, self.hparams, self.folder, step=self.step, keep=keep)
+        checkpoint.remove_old(os.path.join(self.folder, 'training', 'state.ckpt'), keep)
+        self.summaries.flush()
+
+    def learn(self, tokens, valid_tokens, interrupts):
+        """Train until the last step, or until something is in the list interrupts, and save.
+
+        tokens, valid_tokens: integer array [N], of n_ctx tokens or more; valid_tokens may be None.
+        """
         options = self.options
-        batches = corpus.training_batches(tokens, batch_size=options.batch_size * options.accumulate, n_ctx=self.hparams.n_ctx,
-                                          seed=options.seed, first=self.step)
-        forget_after(self.metrics, self.step)
+        n_sequences = options.accumulate * options.batch_size
+        batches = corpus.training_batches(tokens, batch_size=n_sequences, n_ctx=self.hparams.n_ctx, seed=options.seed,
+                                          first=self.step)
         saved = self.step
         with tqdm(total=options.steps, initial=self.step, unit='step', disable=None) as bar:
-            while self.step < options.steps and not interrupted:
-                record = self.one_step(next(batches))
+            while self.step < options.steps and not interrupts:
+                batch = next(batches)
+                record = self.one_step(batch)
                 if valid_tokens is not None and self.due(options.valid_every):
                     record['valid_loss_nats'] = self.measure(valid_tokens)
                 self.report(record, bar)
                 if options.sample_every and self.due(options.sample_every):
                     self.print_sample()
-                if self.due(options.save_every) or interrupted:
-                    self.save()
+                if self.due(options.save_every):
+                    self.save(batch)
                     saved = self.step
         if saved < self.step:
-            self.save()
+            self.save(batch)
 
     def one_step(self, batch):
-        """Learn one batch. Returns its figures, as a line of metrics.jsonl has them. Raises ValueError if they are no numbers."""
+        """Learn one batch, int32 [accumulate * batch_size, n_ctx].
+
+        Returns its figures, as a line of metrics.jsonl has them. Raises ValueError if they are no numbers.
+        """
         options, graph = self.options, self.graph
         began = time.time()
         rate = learning_rate_at(self.step, peak=options.learning_rate, warmup=options.warmup,
                                 decay=options.steps if options.decay is None else options.decay)
-        loss, norm, _ = self.sess.run([graph.loss, graph.norm, graph.update], {
+        loss, norm, _ = self.compute([graph.loss, graph.norm, graph.update], {
             graph.tokens: batch.reshape(options.accumulate, options.batch_size, -1),
             graph.learning_rate: rate,
             graph.step: self.step})
-        if not np.isfinite(loss + norm):
-            raise ValueError('step %d has a loss of %s and a gradient of norm %s: training has diverged. The last save is '
-                             'untouched; go on from it with a lower --learning_rate or a lower --clip'
-                             % (self.step + 1, loss, norm))
         self.step += 1
+        self.check_finite('a loss of %s and a gradient of norm %s', loss, norm)
         return {'step': self.step, 'loss_nats': float(loss), 'gradient_norm': float(norm), 'learning_rate': rate,
                 'tokens_per_second': round(batch.size / (time.time() - began), 1)}
+
+    def compute(self, tensors, feeds):
+        """What the session gives for tensors. Raises ValueError if memory is short."""
+        from tf1 import tf
+        try:
+            return flags.wait_for(self.sess.run, tensors, feeds)
+        except tf.errors.ResourceExhaustedError:
+            raise ValueError('out of memory; give a lower --batch_size (with a higher --accumulate) or --recompute')
+
+    def check_finite(self, message, *figures):
+        """Raises ValueError with the message, which takes the figures, if one of them is no number."""
+        if not np.isfinite(figures).all():
+            raise ValueError('step %d has %s: training has diverged. The last save is untouched; go on from it with a lower '
+                             '--learning_rate or --clip' % (self.step, message % figures))
 
     def due(self, every):
         """Whether something done every so many steps, and at the end, is to be done now."""
         return self.step % every == 0 or self.step == self.options.steps
 
     def measure(self, tokens):
-        """Mean loss of a text, in nats a token, over windows of n_ctx tokens that follow each other."""
-        n_windows = len(tokens) // self.hparams.n_ctx
-        windows = tokens[:n_windows * self.hparams.n_ctx].reshape(n_windows, self.hparams.n_ctx)
-        starts = range(0, n_windows, self.options.batch_size)
-        losses = [self.sess.run(self.graph.valid_losses, {self.graph.valid_tokens: windows[i:i + self.options.batch_size]})
-                  for i in tqdm(starts, desc='measuring', unit='batch', leave=False, disable=None)]
-        return float(np.concatenate(losses).mean())
+        """Mean loss of a text, in nats a token, over the whole windows of n_ctx tokens that it can be cut into.
+
+        tokens: integer array [N], N >= n_ctx. Nothing predicts the first token of a window.
+        """
+        n_ctx, batch_size = self.hparams.n_ctx, self.options.batch_size
+        windows = tokens[:len(tokens) // n_ctx * n_ctx].reshape(-1, n_ctx)
+        starts = tqdm(range(0, len(windows), batch_size), desc='measuring', unit='batch', leave=False, disable=None)
+        losses = [self.compute(self.graph.valid_losses, {self.graph.valid_tokens: windows[start:start + batch_size]})
+                  for start in starts]
+        mean = float(np.concatenate(losses).mean())
+        self.check_finite('a validation loss of %s', mean)
+        return mean
 
     def print_sample(self):
         """Show a text of the model as it is now."""
-        text = self.encoder.decode(self.sess.run(self.sample)[0, 1:])
+        text = self.encoder.decode(self.compute(self.sample, {})[0, 1:])
         tqdm.write('%s SAMPLE AT STEP %d %s\n%s' % ('=' * 20, self.step, '=' * 20, text), file=sys.stderr)
 
     def report(self, record, bar):
-        """Tell the progress bar, metrics.jsonl and TensorBoard. Where there is no bar, print a line after each measurement."""
+        """Tell the progress bar, metrics.jsonl and TensorBoard. Without a terminal for a bar, print a line now and then."""
         from tf1 import tf
         self.valid_loss = record.get('valid_loss_nats', self.valid_loss)
-        figures = 'loss %.3f, valid loss %.3f, %.0f tokens/s' % (
-            record['loss_nats'], self.valid_loss, record['tokens_per_second'])
-        bar.set_postfix_str(figures, refresh=False)
+        figures = ['loss %.3f' % record['loss_nats'], '%.0f tokens/s' % record['tokens_per_second']]
+        if self.valid_loss is not None:
+            figures.insert(1, 'valid loss %.3f' % self.valid_loss)
+        bar.set_postfix_str(', '.join(figures), refresh=False)
         bar.update()
         if bar.disable and self.due(self.options.valid_every):
-            print('step %d: %s' % (self.step, figures), file=sys.stderr, flush=True)
+            print('step %d: %s' % (self.step, ', '.join(figures)), file=sys.stderr, flush=True)
         with open(self.metrics, 'a', encoding='utf-8') as file:
-            file.write(json.dumps(record, sort_keys=True) + '\n')
+            file.write(json_line(record))
         values = [tf.Summary.Value(tag=name, simple_value=value) for name, value in sorted(record.items()) if name != 'step']
         self.summaries.add_summary(tf.Summary(value=values), self.step)
 
@@ -332,8 +436,13 @@ class Run(object):
 def build_sample(hparams, text_encoder):
     """One sample of the model in the graph, as long as the context: int32 [1, n_ctx]."""
     import sample
-    return sample.sample_sequence(hparams=hparams, length=hparams.n_ctx - 1, start_token=text_encoder.end_of_text, batch_size=1,
-                                  top_k=40, end_token=text_encoder.end_of_text)
+    return sample.sample_sequence(hparams=hparams, length=hparams.n_ctx - 1, start_token=text_encoder.end_of_text,
+                                  batch_size=1, top_k=40, end_token=text_encoder.end_of_text)
+
+
+def json_line(record):
+    """A record as a line of metrics.jsonl."""
+    return json.dumps(record, sort_keys=True) + '\n'
 
 
 def read_metrics(path):
@@ -344,10 +453,16 @@ def read_metrics(path):
         return [json.loads(line) for line in file if line.endswith('\n')]
 
 
-def forget_after(path, step):
-    """Drop the lines of metrics.jsonl about steps that a killed run did not save."""
-    kept = [record for record in read_metrics(path) if record['step'] <= step]
-    checkpoint.replace_text(path, ''.join(json.dumps(record, sort_keys=True) + '\n' for record in kept))
+def forget_after(folder, step):
+    """Remove from a run's folder what a killed run left about later steps than its last save."""
+    metrics = os.path.join(folder, 'training', 'metrics.jsonl')
+    kept = [record for record in read_metrics(metrics) if record['step'] <= step]
+    checkpoint.replace_text(metrics, ''.join(map(json_line, kept)))
+    for place in (folder, os.path.join(folder, 'training')):
+        for name in os.listdir(place):
+            numbered = re.match(r'(?:model|state)\.ckpt-(\d+)\.', name)
+            if numbered and int(numbered.group(1)) > step:
+                os.remove(os.path.join(place, name))
 
 
 def plot(metrics, image):
@@ -379,7 +494,7 @@ def postponed_interrupt():
         if interrupts:
             raise KeyboardInterrupt
         interrupts.append(number)
-        print('stopping after this step; the run is saved first', file=sys.stderr)
+        os.write(2, b'\nstopping after this step; the run is saved first\n')  # print must not interrupt a print
 
     before = signal.signal(signal.SIGINT, note)
     try:

@@ -88,22 +88,24 @@ def test_a_text_in_parts_equals_the_whole(sess, n_parts):
     assert_close(seen, whole_present)
 
 
-@pytest.mark.parametrize('static', [False, True])
-def test_next_token_logits_are_those_of_the_last_position(sess, static):
-    """With and without a past; with shapes that the graph knows and such that it does not."""
+@pytest.mark.parametrize('batch', [2, None])
+@pytest.mark.parametrize('parts', [[20], [7, 1, 5, 1, 6], [1] * 20], ids=str)
+def test_decoding_in_parts_equals_the_whole(sess, monkeypatch, batch, parts):
+    """The logits after each part, from a cache whose pieces grow into each other meanwhile; batch known or not."""
+    monkeypatch.setattr(model, 'CACHE_BLOCK', 3)
     hparams = tiny.hparams()
     weights = tiny.random_weights(hparams)
-    tokens = random_tokens(hparams, [2, 12])
-    whole_logits, whole_present, _ = run_model(sess, hparams, tokens, weights)
-    first_BT = tf.placeholder(tf.int32, [2, 7] if static else [None, None])
-    then_BT = tf.placeholder(tf.int32, [2, 5] if static else [None, None])
-    first = model.next_token_logits(hparams, first_BT)
-    then = model.next_token_logits(hparams, then_BT, past=first['present'])
-    first_logits, then_logits, present = sess.run(
-        [first['logits'], then['logits'], then['present']], {first_BT: tokens[:, :7], then_BT: tokens[:, 7:]})
-    assert_close(first_logits, whole_logits[:, 6])
-    assert_close(then_logits, whole_logits[:, -1])
-    assert_close(present, whole_present[..., 7:, :])
+    tokens = random_tokens(hparams, [2, 20])
+    whole_logits, _, _ = run_model(sess, hparams, tokens, weights)
+    tokens_BT = tf.placeholder(tf.int32, [batch, None])
+    cache = model.empty_cache(hparams, batch or tf.shape(tokens_BT)[0])
+    logits, end = [], 0
+    for n_tokens in parts:
+        logits_BV, cache = model.decode(hparams, tokens_BT[:, end:end + n_tokens], cache)
+        logits.append(logits_BV)
+        end += n_tokens
+    for end, found in zip(np.cumsum(parts), sess.run(logits, {tokens_BT: tokens})):
+        assert_close(found, whole_logits[:, end - 1])
 
 
 def test_rows_of_a_batch_do_not_see_each_other(sess):

@@ -1,0 +1,533 @@
+"""sample.py against brute force, against models whose next token is known, and against a sampler that computes everything anew."""
+import itertools
+import math
+import random
+
+import numpy as np
+import pytest
+
+import model
+import reference
+import sample
+import tiny
+from tf1 import tf
+
+LARGEST_DRAW = 1 - 2.0 ** -53  # the largest float64 below 1
+
+
+# ---- what the samplers under test are compared with: definitions in float64, one row at a time
+
+def plain_top_k(logits, k):
+    """Which tokens stay, bool [V]: those with fewer than k likelier ones."""
+    return np.array([k == 0 or np.count_nonzero(logits > logit) < k for logit in logits])
+
+
+def plain_top_p(logits, p):
+    """Which tokens stay, bool [V]: those for which all that is likelier does not reach p yet."""
+    probability = softmax(logits)
+    return np.array([p == 1 or math.fsum(probability[logits > logit]) < p for logit in logits])
+
+
+def softmax(logits):
+    shares = np.exp(logits - logits.max())
+    return shares / math.fsum(shares)
+
+
+def plain_pick(logits, draw):
+    """The first token at which the cumulated probability exceeds the draw."""
+    return int(np.searchsorted(np.cumsum(softmax(logits)), draw, side='right'))
+
+
+def plain_next(logits, draw, *, temperature=1, top_k=0, top_p=1, order=('temperature', 'top_k', 'top_p')):
+    logits = np.asarray(logits, dtype=np.float64)
+    if temperature == 0:
+        return int(logits.argmax())
+    for name in order:
+        if name == 'temperature':
+            logits = logits / temperature
+        elif name == 'top_k':
+            logits = np.where(plain_top_k(logits, top_k), logits, -np.inf)
+        else:
+            logits = np.where(plain_top_p(logits, top_p), logits, -np.inf)
+    return plain_pick(logits, draw)
+
+
+def plain_sampler(sess, hparams, weights):
+    """plain_sample(prompt, draws): the prompt and a token for each draw, a list. All of the text is computed anew for each."""
+    tokens_BT = tf.placeholder(tf.int32, [1, None])
+    logits_BTV = model.model(hparams, tokens_BT, reuse=tf.AUTO_REUSE)['logits']
+    tiny.assign(sess, weights)
+
+    def plain_sample(prompt, draws, **options):
+        tokens = list(prompt)
+        for draw in draws:
+            tokens.append(plain_next(sess.run(logits_BTV, {tokens_BT: [tokens]})[0, -1], draw, **options))
+        return tokens
+
+    return plain_sample
+
+
+# ---- models that are real networks and whose next token is known
+
+def counting_model():
+    """HParams and weights of a network that is certain of the next token: the last one plus 1; after 11 comes 0.
+
+    Tokens are unit vectors, attention is off, and the feed-forward layer shifts a unit vector by one.
+    """
+    hparams = tiny.hparams(n_vocab=12, n_embd=12, n_head=1, n_layer=1)
+    weights = {name: np.zeros(shape) for name, shape in tiny.variable_shapes(hparams)}
+    one_BV = np.eye(12)
+    weights['model/wte'] = one_BV
+    weights['model/h0/ln_2/g'] += 1
+    weights['model/h0/mlp/c_fc/w'][0, :, :12] = 10 * one_BV  # gelu: 33 for the last token, 0 for others
+    weights['model/h0/mlp/c_proj/w'][0, :12] = np.roll(one_BV, 1, axis=1)
+    weights['model/ln_f/g'] += 100  # logits 360 apart: no draw finds another token
+    return hparams, weights
+
+
+def constant_model(logits):
+    """HParams and weights of a network that gives these logits after any text."""
+    hparams = tiny.hparams(n_vocab=len(logits), n_embd=1, n_head=1, n_layer=1)
+    weights = {name: np.zeros(shape) for name, shape in tiny.variable_shapes(hparams)}
+    weights['model/wte'][:, 0] = logits
+    weights['model/ln_f/b'] += 1
+    return hparams, weights
+
+
+def random_model(**sizes):
+    """HParams and weights of a network that heeds all of the text."""
+    hparams = tiny.hparams(**dict(dict(n_layer=1), **sizes))
+    return hparams, tiny.random_weights(hparams, 0.6)
+
+
+def sampled(sess, hparams, weights, **options):
+    """What sample_sequence returns, as an array. Lists among the options are made constants."""
+    tokens = sample.sample_sequence(hparams=hparams, **options)
+    tiny.assign(sess, weights)
+    return sess.run(tokens)
+
+
+def even_grid(n):
+    """n draws, each in the middle of its n-th of [0, 1)."""
+    return (np.arange(n) + 0.5) / n
+
+
+# ---- filters
+
+def random_rows():
+    """float32 [200, 40]: logits, every second row with many ties."""
+    rows = np.random.RandomState(0).standard_normal([200, 40]) * 3
+    rows[::2] = rows[::2].round()
+    return rows.astype(np.float32)
+
+
+def assert_kept(filtered, logits, kept):
+    """Logits as they were where kept, -1e10 elsewhere."""
+    np.testing.assert_array_equal(filtered, np.where(kept, logits, np.float32(-1e10)))
+
+
+@pytest.mark.parametrize('k', [0, 1, 2, 7, 39, 40, 41, 10 ** 6])
+def test_top_k_keeps_what_brute_force_keeps(sess, k):
+    """200 random rows; k as a number and as a tensor. Ties with the k-th stay; 0 and more than V keep all."""
+    rows = random_rows()
+    kept = [plain_top_k(row, k) for row in rows]
+    k_fed = tf.placeholder(tf.int32, [])
+    by_number, by_tensor = sess.run([sample.top_k_logits(tf.constant(rows), k), sample.top_k_logits(rows, k_fed)], {k_fed: k})
+    assert_kept(by_number, rows, kept)
+    assert_kept(by_tensor, rows, kept)
+
+
+@pytest.mark.parametrize('p', [1e-300, 1e-40, 1e-9, 0.1, 0.5, 0.9, 0.99, 1 - 1e-9, 1])
+def test_top_p_keeps_what_brute_force_keeps(sess, p):
+    """200 random rows. Ties with the last stay; a tiny p keeps the likeliest token, 1 keeps all."""
+    rows = random_rows()
+    kept = [plain_top_p(row.astype(np.float64), p) for row in rows]
+    assert_kept(sess.run(sample.top_p_logits(tf.constant(rows), p)), rows, kept)
+
+
+def test_the_token_that_reaches_p_stays_and_the_next_one_goes(sess):
+    """p a billionth below and above the mass of the likeliest 1, 2 ... tokens."""
+    row = np.array([[0.5, -1, 2, 0, 1]], np.float32)
+    masses = np.cumsum(np.sort(softmax(row[0].astype(np.float64)))[::-1])[:-1]
+    for n, mass in enumerate(masses, 1):
+        below, above = sess.run([sample.top_p_logits(tf.constant(row), float(mass) * (1 + shift)) for shift in (-1e-9, 1e-9)])
+        assert_kept(below, row, plain_top_k(row[0], n))
+        assert_kept(above, row, plain_top_k(row[0], n + 1))
+
+
+def test_ties_with_the_last_token_stay(sess):
+    """The sum hits p exactly: four equal tokens hold a quarter each."""
+    row = np.array([[3, -1e10, 3, 3, 3, -1e10]], np.float32)
+    for p in (0.1, 0.25, 0.5, 0.75, 0.999):
+        assert_kept(sess.run(sample.top_p_logits(tf.constant(row), p)), row, row[0] == 3)
+    for k in (1, 3, 4):
+        assert_kept(sess.run(sample.top_k_logits(tf.constant(row), k)), row, row[0] == 3)
+
+
+def test_what_the_filters_do_not_take():
+    logits = tf.zeros([1, 3])
+    for k in (-1, 2.5, float('nan')):
+        with pytest.raises(ValueError):
+            sample.top_k_logits(logits, k)
+    for p in (0, -0.1, 1.01, 90, float('nan')):
+        with pytest.raises(ValueError, match='top_p'):
+            sample.top_p_logits(logits, p)
+
+
+# ---- the draw
+
+def picked(sess, rows, draws):
+    """pick() of every row with every draw: int [rows, draws]."""
+    n_row, n_draw = len(rows), len(draws)
+    logits_BV = np.repeat(np.asarray(rows, dtype=np.float32), n_draw, axis=0)
+    tokens_B = sample.pick(tf.constant(logits_BV), tf.constant(np.tile(draws, n_row), tf.float64))
+    assert tokens_B.dtype == tf.int32
+    return sess.run(tokens_B).reshape(n_row, n_draw)
+
+
+def test_evenly_spread_draws_pick_by_softmax(sess):
+    """Of n draws each token gets its share, give or take one: there is no statistic in it."""
+    rows, draws = random_rows()[:20], even_grid(500)
+    for row, tokens in zip(rows, picked(sess, rows, draws)):
+        share = np.bincount(tokens, minlength=len(row)) / len(draws)
+        assert (np.abs(share - softmax(row.astype(np.float64))) <= 1 / len(draws) + 1e-6).all()
+        assert (np.diff(tokens) >= 0).all()  # a larger draw picks a later token
+
+
+@pytest.mark.parametrize('n_vocab, unlikely', [(101, 1e-12), (50257, 1e-9)])
+def test_the_far_tail_is_picked_token_by_token(sess, n_vocab, unlikely):
+    """One token has nearly everything; a draw in the middle of an unlikely token's interval picks that one.
+
+    In float32 those intervals are lost: numbers near 0.9 are 6e-8 apart.
+    """
+    row = np.full(n_vocab, np.log(unlikely), np.float32)
+    row[n_vocab // 2] = 0
+    share = np.exp(row.astype(np.longdouble))
+    ends = np.cumsum(share) / share.sum()
+    tokens = np.unique(np.linspace(0, n_vocab - 1, 101).astype(int))
+    draws = (ends - share / share.sum() / 2)[tokens].astype(np.float64)
+    if n_vocab == 101:
+        assert picked(sess, [row], draws)[0].tolist() == tokens.tolist()
+    else:  # a row for each draw would be 20 MB; the draws may as well be fed one by one
+        draw_B = tf.placeholder(tf.float64, [1])
+        token_B = sample.pick(tf.constant(row[None]), draw_B)
+        assert [sess.run(token_B, {draw_B: [draw]})[0] for draw in draws] == tokens.tolist()
+
+
+def test_removed_tokens_are_never_picked(sess):
+    """Neither by the smallest draw nor by the largest, wherever in the row they stand."""
+    rows = random_rows()
+    filtered = sess.run(sample.top_k_logits(tf.constant(rows), 3))
+    filtered[1] = -1e10
+    filtered[1, 17] = 2  # one token left
+    draws = np.concatenate([[0, 2.0 ** -53], even_grid(20), [LARGEST_DRAW]])
+    tokens = picked(sess, filtered, draws)
+    assert (np.take_along_axis(filtered, tokens.astype(int), axis=1) > -1e10).all()
+    for row, first, last in zip(filtered, tokens[:, 0], tokens[:, -1]):
+        assert [first, last] == np.flatnonzero(row > -1e10)[[0, -1]].tolist()
+
+
+def test_no_draw_picks_a_token_beyond_the_last(sess):
+    """1 - 2^-53 is the last token's and 0 the first one's, however a sum of 1 to 40 equal shares rounds."""
+    rows = np.where(np.tri(40), 0, -1e10)
+    assert picked(sess, rows, [0, LARGEST_DRAW]).tolist() == [[0, last] for last in range(40)]
+    assert picked(sess, np.full([1, 40], 7), [0, LARGEST_DRAW]).tolist() == [[0, 39]]
+
+
+def test_temperature_then_top_k_then_top_p(sess):
+    """With these options every other order gives other tokens.
+
+    But for one: top_k may change places with the temperature, which leaves the ranks as they are.
+    """
+    logits = np.log([0.09, 0.13, 0.26, 0.28, 0.24])
+    options = dict(temperature=0.5, top_k=4, top_p=0.65)
+    hparams, weights = constant_model(logits)
+    draws = even_grid(100)
+    tokens = sampled(sess, hparams, weights, length=1, start_token=0, batch_size=100, draws=draws[:, None], **options)[:, 1]
+    right = [('temperature', 'top_k', 'top_p'), ('top_k', 'temperature', 'top_p')]
+    for order in itertools.permutations(right[0]):
+        expected = [plain_next(logits, draw, order=order, **options) for draw in draws]
+        assert (tokens.tolist() == expected) == (order in right), order
+
+
+@pytest.mark.parametrize('temperature', [0, 1e-3, 1e-300])
+def test_a_temperature_towards_0_picks_the_likeliest_token(sess, temperature):
+    """The largest and the smallest draw alike, with logits near and far apart, and no NaN on the way."""
+    hparams, weights = constant_model([-3e4, 5, 5.5, -1e10, 5])
+    draws = np.array([[0], [0.5], [LARGEST_DRAW]])
+    tokens = sampled(sess, hparams, weights, length=1, start_token=0, batch_size=3, draws=draws, temperature=temperature,
+                     top_k=4, top_p=0.9)
+    assert tokens.tolist() == [[0, 2]] * 3
+
+
+# ---- the loop's bookkeeping
+
+def test_each_token_follows_from_the_one_before(sess):
+    hparams, weights = counting_model()
+    tokens = sampled(sess, hparams, weights, length=5, context=[[7, 7, 7], [0, 1, 2], [4, 11, 10]])
+    assert tokens.dtype == np.int32
+    assert tokens.tolist() == [[7, 7, 7, 8, 9, 10, 11, 0], [0, 1, 2, 3, 4, 5, 6, 7], [4, 11, 10, 11, 0, 1, 2, 3]]
+
+
+def test_no_length_is_the_prompt(sess):
+    hparams, weights = counting_model()
+    assert sampled(sess, hparams, weights, length=0, context=[[7, 3], [0, 1]]).tolist() == [[7, 3], [0, 1]]
+
+
+def test_a_row_ends_at_the_end_token_and_the_loop_when_all_have(sess):
+    """The end token within a prompt ends nothing. Fewer columns than length come back."""
+    hparams, weights = counting_model()
+    context_BT, length = tf.placeholder(tf.int32, [None, None]), 10
+    tokens_BS = sample.sample_sequence(hparams=hparams, length=length, context=context_BT, end_token=9)
+    tiny.assign(sess, weights)
+    assert sess.run(tokens_BS, {context_BT: [[9, 6], [1, 8], [9, 4]]}).tolist() == [
+        [9, 6, 7, 8, 9, 9, 9],
+        [1, 8, 9, 9, 9, 9, 9],
+        [9, 4, 5, 6, 7, 8, 9]]
+    assert sess.run(tokens_BS, {context_BT: [[8], [9]]}).tolist() == [[8] + [9] * 10, list(range(9, 12)) + list(range(8))]
+    assert sess.run(tokens_BS, {context_BT: [[8]]}).tolist() == [[8, 9]]
+
+
+@pytest.mark.parametrize('end_token, filler', [(None, -1), (5, 5)])
+def test_prompts_of_different_lengths_get_length_tokens_each(sess, end_token, filler):
+    """What stands behind a shorter prompt is ignored; a row that has its tokens is filled up, with -1 or the end token."""
+    hparams, weights = counting_model()
+    context = [[7, 7, 7, 7, 7],
+               [1, 8, 5, 5, 5],
+               [6, 3, 10, 0, 11]]
+    tokens = sampled(sess, hparams, weights, length=3, context=context, context_lengths=[5, 2, 3], end_token=end_token)
+    assert tokens.tolist() == [[7, 7, 7, 7, 7, 8, 9, 10],
+                               [1, 8, 9, 10, 11] + [filler] * 3,
+                               [6, 3, 10, 11, 0, 1] + [filler] * 2]
+
+
+def test_a_shorter_prompt_may_reach_the_end_token_while_a_longer_one_is_read(sess):
+    hparams, weights = counting_model()
+    tokens = sampled(sess, hparams, weights, length=9, context=[[2, 2, 2, 2, 2, 2], [7, 8, 0, 0, 0, 0]],
+                     context_lengths=[6, 2], end_token=9)
+    assert tokens.tolist() == [[2, 2, 2, 2, 2, 2, 3, 4, 5, 6, 7, 8, 9], [7, 8] + [9] * 11]
+
+
+def test_row_i_picks_its_jth_token_with_draw_i_j(sess):
+    """Whatever the length of its prompt. All tokens are equally likely here, so a draw is the token it picks, over 10."""
+    hparams, weights = constant_model(np.zeros(10))
+    digits = np.random.RandomState(0).randint(10, size=[3, 6])
+    tokens = sampled(sess, hparams, weights, length=6, context=np.full([3, 4], 3), context_lengths=[2, 4, 1],
+                     draws=(digits + 0.5) / 10)
+    assert tokens.tolist() == [
+        [3] * 2 + digits[0].tolist() + [-1] * 2,
+        [3] * 4 + digits[1].tolist(),
+        [3] * 1 + digits[2].tolist() + [-1] * 3]
+
+
+def test_draws_in_a_list_keep_their_digits(sess):
+    """A Python number is a float64, and 1 - 2^-53 is not 1: as float32 it would be, and pick a token that does not exist."""
+    hparams, weights = constant_model(np.zeros(10))
+    tokens = sampled(sess, hparams, weights, length=2, start_token=0, batch_size=1, draws=[[0.7 - 1e-12, LARGEST_DRAW]])
+    assert tokens.tolist() == [[0, 6, 9]]
+
+
+def test_without_draws_every_row_and_run_differs(sess):
+    hparams, weights = constant_model(np.zeros(10))
+    tokens_BS = sample.sample_sequence(hparams=hparams, length=30, start_token=0, batch_size=4)
+    tiny.assign(sess, weights)
+    rows = np.concatenate([sess.run(tokens_BS), sess.run(tokens_BS)])
+    assert rows.min() >= 0 and rows.max() <= 9
+    assert len({tuple(row) for row in rows}) == 8
+
+
+# ---- against the sampler that computes everything anew
+
+@pytest.mark.parametrize('options', [
+    dict(), dict(temperature=0), dict(temperature=0.7, top_k=6, top_p=0.8)], ids=str)
+def test_a_batch_equals_each_prompt_alone_computed_anew(sess, options):
+    """Three prompts of different lengths, in one batch and one by one, and plain_sample: the same tokens for the same draws."""
+    hparams, weights = random_model(n_layer=3)
+    prompts = [[3, 1, 4, 1, 5, 9, 2], [6], [5, 3, 5]]
+    draws = sample.random_draws(1, range(3), 20)
+    context_BT, lengths_B, draws_BT = (
+        tf.placeholder(tf.int32, [None, None]), tf.placeholder(tf.int32, [None]), tf.placeholder(tf.float64, [None, 20]))
+    tokens_BS = sample.sample_sequence(hparams=hparams, length=20, context=context_BT, context_lengths=lengths_B,
+                                       draws=draws_BT, **options)
+    plain_sample = plain_sampler(sess, hparams, weights)
+    expected = [plain_sample(prompt, row, **options) for prompt, row in zip(prompts, draws)]
+    together = sess.run(tokens_BS, {context_BT: [prompt + [7] * (7 - len(prompt)) for prompt in prompts],
+                                    lengths_B: [len(prompt) for prompt in prompts], draws_BT: draws})
+    assert together.shape == (3, 27)
+    for row, prompt in enumerate(prompts):
+        alone = sess.run(tokens_BS, {context_BT: [prompt], lengths_B: [len(prompt)], draws_BT: draws[row:row + 1]})
+        assert alone[0].tolist() == expected[row]
+        assert together[row].tolist() == expected[row] + [-1] * (27 - len(expected[row]))
+
+
+def test_greedy_text_of_200_tokens_is_the_papers_at_every_step(sess):
+    """Each token is the arg-max of the NumPy network over all that stands before it: the text of a greedy sampler that
+    computes everything anew, by induction."""
+    hparams, weights = random_model(n_layer=2, n_ctx=256, n_vocab=300, n_embd=16)
+    tokens = sampled(sess, hparams, weights, length=200, context=[[3, 141, 59], [2, 65, 35]], temperature=0)
+    assert tokens.shape == (2, 203)
+    logits_BTV, _ = reference.forward(weights, tokens, hparams.n_head)
+    assert np.array_equal(tokens[:, 3:], logits_BTV[:, 2:-1].argmax(axis=-1))
+    assert len(set(tokens[0])) > 10  # not one token again and again
+
+
+def test_start_token_is_a_prompt_of_that_token(sess):
+    hparams, weights = random_model()
+    draws = sample.random_draws(5, range(4), 9)
+    from_token = sampled(sess, hparams, weights, length=9, start_token=6, batch_size=4, draws=draws)
+    from_context = sampled(sess, hparams, weights, length=9, context=[[6]] * 4, draws=draws)
+    assert from_token.tolist() == from_context.tolist()
+    assert (from_token[:, 0] == 6).all() and from_token.shape == (4, 10)
+
+
+def test_a_seeds_samples_are_the_same_at_any_batch_size_and_asking_adds_no_node(sess):
+    """Batches of 1, 2, 3 and 7 of seven samples, from one graph that is finalized."""
+    hparams, weights = random_model()
+    context_BT, draws_BT = tf.placeholder(tf.int32, [None, 1]), tf.placeholder(tf.float64, [None, 12])
+    tokens_BS = sample.sample_sequence(hparams=hparams, length=12, context=context_BT, draws=draws_BT)
+    tiny.assign(sess, weights)
+    sess.graph.finalize()
+    texts = []
+    for batch_size in (1, 2, 3, 7):
+        texts.append([])
+        for numbers in sample.batches(7, batch_size):
+            feed = {context_BT: [[0]] * len(numbers), draws_BT: sample.random_draws(3, numbers, 12)}
+            texts[-1] += sess.run(tokens_BS, feed).tolist()
+    assert texts[0] == texts[1] == texts[2] == texts[3]
+    assert len({tuple(text) for text in texts[0]}) == 7
+
+
+# ---- what is refused
+
+def test_the_context_holds_all_but_the_last_token(sess):
+    """n_ctx + 1 tokens are sampled as plain_sample does; a prompt or a length that is one longer is refused."""
+    hparams, weights = random_model(n_ctx=8)
+    draws = sample.random_draws(0, [0], 6)
+    tokens = sampled(sess, hparams, weights, length=6, context=[[1, 2, 3]], draws=draws)
+    assert tokens[0].tolist() == plain_sampler(sess, hparams, weights)([1, 2, 3], draws[0])
+    assert len(tokens[0]) == hparams.n_ctx + 1
+    with pytest.raises(ValueError, match='length 6 or less'):
+        sample.sample_sequence(hparams=hparams, length=7, context=[[1, 2, 3]])
+    with pytest.raises(ValueError, match='length 8 or less'):
+        sample.sample_sequence(hparams=hparams, length=9, start_token=0, batch_size=2)
+
+
+def test_a_prompt_whose_length_is_fed_is_refused_when_the_graph_runs(sess):
+    hparams, weights = random_model(n_ctx=8)
+    context_BT = tf.placeholder(tf.int32, [None, None])
+    tokens_BS = sample.sample_sequence(hparams=hparams, length=6, context=context_BT)
+    tiny.assign(sess, weights)
+    assert sess.run(tokens_BS, {context_BT: [[1, 2, 3]]}).shape == (1, 9)
+    with pytest.raises(tf.errors.InvalidArgumentError, match='over the context of 8'):
+        sess.run(tokens_BS, {context_BT: [[1, 2, 3, 4]]})
+
+
+@pytest.mark.parametrize('options, said', [
+    (dict(), 'start_token'),
+    (dict(start_token=1, batch_size=1, context=[[1]]), 'start_token'),
+    (dict(start_token=1), 'batch_size'),
+    (dict(context=np.zeros([2, 0], np.int32)), 'no token'),
+    (dict(context=[[1]], length=-1), 'length is -1'),
+    (dict(context=[[1]], temperature=-0.5), 'temperature is -0.5'),
+    (dict(context=[[1]], temperature=float('nan')), 'temperature is nan'),
+    (dict(context=[[1]], temperature=float('inf')), 'temperature is inf'),
+    (dict(context=[[1]], top_k=-1), 'top_k is -1'),
+    (dict(context=[[1]], top_p=0), 'top_p is 0'),
+    (dict(context=[[1]], top_p=1.5), 'top_p is 1.5')], ids=str)
+def test_options_that_make_no_sense_are_refused(options, said):
+    with tf.Graph().as_default(), pytest.raises(ValueError, match=said):
+        sample.sample_sequence(**dict(dict(hparams=tiny.hparams(), length=3), **options))
+
+
+def test_hparams_that_fit_no_network_are_refused():
+    with tf.Graph().as_default(), pytest.raises(ValueError, match='n_vocab is 0'):
+        sample.sample_sequence(hparams=model.default_hparams(), length=1, start_token=0, batch_size=1)
+
+
+# ---- code written for OpenAI's modules
+
+def test_the_only_variables_are_the_models(sess):
+    """As tf.global_variables() and a caller's Saver() see them, with every option in use."""
+    hparams, weights = random_model()
+    sample.sample_sequence(hparams=hparams, length=3, context=[[1, 2], [3, 4]], context_lengths=[1, 2], temperature=0.5,
+                           top_k=2, top_p=0.5, end_token=0)
+    assert sorted(variable.op.name for variable in tf.global_variables()) == sorted(weights)
+    assert tf.local_variables() == []
+
+
+def test_openais_unconditional_script(sess, tiny_models):
+    """Its calls, as they stand there: start_token and batch_size, the prompt cut off, the default Saver."""
+    hparams = tiny.hparams(n_vocab=tiny.N_BYTE_VOCAB)
+    output = sample.sample_sequence(hparams=hparams, length=hparams.n_ctx, start_token=256, batch_size=2, temperature=1,
+                                    top_k=40)[:, 1:]
+    tf.train.Saver().restore(sess, tf.train.latest_checkpoint(tiny_models + '/tiny'))
+    out = sess.run(output)
+    assert out.shape == (2, hparams.n_ctx)
+    assert out.min() >= 0 and out.max() < hparams.n_vocab
+
+
+def test_openais_conditional_script(sess, tiny_models):
+    """Its calls: a placeholder of known batch and unknown length, batch_size beside context, variables there before."""
+    hparams = tiny.hparams(n_vocab=tiny.N_BYTE_VOCAB)
+    context = tf.placeholder(tf.int32, [2, None])
+    past = model.model(hparams=hparams, X=context, past=None, reuse=tf.AUTO_REUSE)['present']
+    assert past.shape.as_list() == model.past_shape(hparams=hparams, batch_size=2)
+    output = sample.sample_sequence(hparams=hparams, length=hparams.n_ctx // 2, context=context, batch_size=2, temperature=1,
+                                    top_k=0)
+    tf.train.Saver().restore(sess, tf.train.latest_checkpoint(tiny_models + '/tiny'))
+    for prompt in ([1, 2, 3], [5]):
+        out = sess.run(output, feed_dict={context: [prompt] * 2})
+        assert out[:, :len(prompt)].tolist() == [prompt] * 2
+        assert out.shape == (2, len(prompt) + hparams.n_ctx // 2)
+    assert sample.top_k_logits(tf.zeros([1, 3]), k=2).shape.as_list() == [1, 3]
+
+
+# ---- numbers of samples, and draws
+
+@pytest.mark.parametrize('n, batch_size, expected', [
+    (1, 1, [[0]]), (5, 2, [[0, 1], [2, 3], [4]]), (4, 2, [[0, 1], [2, 3]]), (2, 9, [[0, 1]])])
+def test_batches_count_every_sample_once(n, batch_size, expected):
+    assert [list(numbers) for numbers in sample.batches(n, batch_size)] == expected
+
+
+def test_0_samples_are_samples_without_end():
+    numbers = itertools.chain.from_iterable(sample.batches(0, 3))
+    assert list(itertools.islice(numbers, 10000)) == list(range(10000))
+
+
+@pytest.mark.parametrize('n, batch_size, said', [(-1, 1, 'nsamples is -1'), (1, 0, 'batch_size is 0'), (0, -2, 'batch_size is -2')])
+def test_batches_that_cannot_be_are_refused_at_the_call(n, batch_size, said):
+    with pytest.raises(ValueError, match=said):
+        sample.batches(n, batch_size)
+
+
+def test_draws_are_pythons_own_generator_seeded_with_seed_and_number():
+    """Both are MT19937 (Matsumoto and Nishimura 1998), initialized with the two numbers as 32-bit words.
+
+    Python takes one integer for them, and leaves out a high word that is 0. This says that they are the same on every
+    machine and version for good; whoever changes that changes everybody's samples.
+    """
+    for seed, numbers in ((0, [1, 2]), (7, [5]), (2 ** 32 - 1, [2 ** 31, 1])):
+        draws = sample.random_draws(seed, numbers, 20)
+        assert draws.dtype == np.float64
+        for row, number in zip(draws, numbers):
+            generator = random.Random(number * 2 ** 32 + seed)
+            assert row.tolist() == [generator.random() for _ in range(20)]
+
+
+def test_draws_depend_on_seed_and_number_alone():
+    many = sample.random_draws(3, range(20), 8)
+    assert many.shape == (20, 8) and many.min() >= 0 and many.max() < 1
+    assert np.array_equal(many[5:7], sample.random_draws(3, [5, 6], 8))
+    assert np.array_equal(many[:, :4], sample.random_draws(3, range(20), 4))  # a longer text begins like a shorter one
+    assert len(np.unique(np.concatenate([many, sample.random_draws(4, range(20), 8)]))) == 320
+
+
+def test_no_seed_is_another_one_each_time():
+    assert not np.array_equal(sample.random_draws(None, [0], 5), sample.random_draws(None, [0], 5))
+
+
+@pytest.mark.parametrize('seed', [-1, 2 ** 32])
+def test_a_seed_that_does_not_fit_is_refused(seed):
+    with pytest.raises(ValueError, match='seed is %d' % seed):
+        sample.random_draws(seed, [0], 5)

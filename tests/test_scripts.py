@@ -1,0 +1,292 @@
+"""The two sampling scripts, driven as a user drives them: from any folder, on a terminal, through pipes, with Ctrl-C.
+
+What they print is also taken from calls in this process, which need not load TensorFlow again.
+"""
+import inspect
+import io
+import os
+import shutil
+import signal
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import checkpoint
+import encoder
+import generate_unconditional_samples
+import interactive_conditional_samples
+import reference
+import sample
+import tiny
+from test_flags import CTRL_D, ROOT, SECONDS, Conversation, environment, finished
+from tf1 import tf
+
+N_CTX = 32  # of the tiny model
+UNCONDITIONAL, INTERACTIVE = 'generate_unconditional_samples.py', 'interactive_conditional_samples.py'
+FUNCTIONS = {UNCONDITIONAL: generate_unconditional_samples.sample_model,
+             INTERACTIVE: interactive_conditional_samples.interact_model}
+both = pytest.mark.parametrize('script', [UNCONDITIONAL, INTERACTIVE])
+ASCII = {'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0', 'PYTHONIOENCODING': 'ascii'}
+QUESTION = b'Model prompt >>> '
+
+
+def header(number):
+    """What stands above a sample, in OpenAI's output too."""
+    return '=' * 40 + ' SAMPLE ' + str(number) + ' ' + '=' * 40 + '\n'
+
+
+CLOSING = '=' * 80 + '\n'  # below the samples of a prompt
+
+
+@pytest.fixture(scope='module')
+def command(tiny_models, tmp_path_factory):
+    """A function that gives the command of a script, in a copy of the repository that has the model `tiny`."""
+    repository = str(tmp_path_factory.mktemp('repository'))
+    shutil.copytree(os.path.join(ROOT, 'src'), os.path.join(repository, 'src'), ignore=shutil.ignore_patterns('__pycache__'))
+    shutil.copytree(tiny_models, os.path.join(repository, 'models'))
+
+    def of(script, *arguments):
+        return [sys.executable, os.path.join(repository, 'src', script)] + list(arguments)
+    return of
+
+
+@pytest.fixture(scope='module')
+def without_tensorflow(tmp_path_factory):
+    """An environment in which importing TensorFlow is the end."""
+    folder = tmp_path_factory.mktemp('guard')
+    (folder / 'tensorflow.py').write_text('import os\nos.write(2, b"TensorFlow logs\\n")\n'
+                                          'raise SystemExit("TensorFlow was imported")\n', encoding='utf-8')
+    return environment(PYTHONPATH=str(folder))
+
+
+@pytest.fixture
+def printed(tiny_models, capsys, monkeypatch):
+    """A function that gives what a script prints: called in this process, with prompts as its input.
+
+    The session has one thread: for a model this small, handing work from one to another is most of the work.
+    """
+    one_thread = tf.ConfigProto(intra_op_parallelism_threads=1, inter_op_parallelism_threads=1)
+    monkeypatch.setattr(checkpoint, 'session', lambda: tf.Session(config=one_thread))
+
+    def of(script, *, prompts='', **options):
+        monkeypatch.setattr(sys, 'stdin', io.StringIO(prompts))
+        with tf.Graph().as_default():
+            FUNCTIONS[script](model_name='tiny', models_dir=tiny_models, **options)
+        return capsys.readouterr().out
+    return of
+
+
+@pytest.fixture
+def ids(printed, monkeypatch):
+    """A function that gives the samples which a script prints, each as its list of token ids."""
+    monkeypatch.setattr(encoder.Encoder, 'decode', lambda self, tokens: ' '.join(str(token) for token in tokens))
+
+    def of(script, **options):
+        options.setdefault('prompts', '' if script == UNCONDITIONAL else 'a\n')
+        lines = printed(script, **options).split('\n')
+        return [[int(token) for token in line.split()] for line in lines if line and not line.startswith('=')]
+    return of
+
+
+# What needs no TensorFlow, and does not wait for it
+
+@pytest.mark.parametrize('changes, shown', [({}, b''), ({'TF_CPP_MIN_LOG_LEVEL': '0'}, b'TensorFlow logs\n')], ids=str)
+def test_a_guard_sees_tensorflow_which_logs_when_it_is_asked_to(command, without_tensorflow, changes, shown):
+    """Else the tests with the guard would prove nothing. It logs as TensorFlow does, past Python's stderr."""
+    env = dict(without_tensorflow, **changes)
+    assert finished(command(UNCONDITIONAL, '--model_name', 'tiny'), env=env) == (1, b'', shown + b'TensorFlow was imported\n')
+
+
+@pytest.mark.parametrize('script, defaults', [
+    (UNCONDITIONAL, {'model_name': '117M', 'seed': None, 'nsamples': 0, 'batch_size': 1, 'length': None, 'temperature': 1,
+                     'top_k': 0, 'top_p': 1, 'models_dir': 'models'}),
+    (INTERACTIVE, {'model_name': '117M', 'seed': None, 'nsamples': 1, 'batch_size': 1, 'length': None, 'temperature': 1,
+                   'top_k': 0, 'top_p': 1, 'models_dir': 'models'})])
+@pytest.mark.parametrize('asking', [['--help'], ['--', '--help'], ['--model_name', 'tiny', '--help']], ids=' '.join)
+def test_help_shows_every_flag_with_its_default_and_meaning(command, without_tensorflow, script, defaults, asking):
+    """The defaults are those of OpenAI's scripts."""
+    status, stdout, stderr = finished(command(script, *asking), env=without_tensorflow)
+    shown = (stdout + stderr).decode('utf-8')
+    assert status == 0
+    assert {name: parameter.default for name, parameter in inspect.signature(FUNCTIONS[script]).parameters.items()} == defaults
+    for name, default in defaults.items():
+        about = shown[shown.index('--%s=' % name):].split('--', 2)[1]
+        assert 'Default: %r' % default in about or isinstance(default, int) and 'Default: %d.0' % default in about
+        meaning = inspect.getdoc(FUNCTIONS[script]).split('    %s: ' % name)[1].split('\n')[0]
+        assert len(meaning) > 10 and meaning in ' '.join(about.split())
+
+
+@both
+@pytest.mark.parametrize('arguments, words', [
+    (['--model_name', '9M'], ['no model 9M', 'models there: tiny', 'python3 download_model.py']),
+    (['--model_name', 'tiny', '--models_dir', '9'], ['no model tiny in ', 'download_model.py']),
+    (['--topk', '40'], ['--topk', '--model_name --seed --nsamples --batch_size --length --temperature --top_k --top_p '
+                                  '--models_dir']),
+    (['--seed', 'x'], ["--seed is 'x'; it must be a whole number"]),
+    (['--temperature', 'hot'], ["--temperature is 'hot'; it must be a number"]),
+    (['--length', '1.5'], ['--length is 1.5; it must be a whole number'])], ids=str)
+def test_mistakes_are_answered_at_once_in_one_line(command, without_tensorflow, script, arguments, words):
+    status, stdout, stderr = finished(command(script, *arguments), env=without_tensorflow)
+    assert (status, stdout) == (1, b'')
+    message = stderr.decode('utf-8')
+    assert message.startswith(script + ': ') and message.count('\n') == 1 and message.endswith('\n')
+    assert [part for part in words if part not in message] == []
+
+
+# What is sampled
+
+@both
+@pytest.mark.parametrize('flag, value, words', [
+    ('nsamples', -1, 'nsamples is -1; it must be 1 or more'), ('batch_size', 0, 'batch_size is 0; it must be 1 or more'),
+    ('length', -1, 'length is -1; it must be'), ('length', N_CTX + 1, 'length .*33.* over the context of 32'),
+    ('temperature', -0.5, 'temperature is -0.5; it must be'), ('temperature', float('inf'), 'temperature is inf; it must be'),
+    ('top_k', -1, 'top_k is -1; it must be'), ('top_p', 0, 'top_p is 0; it must be over 0 and at most 1'),
+    ('top_p', 1.5, 'top_p is 1.5'), ('seed', -1, 'seed is -1; it must be 0 to'), ('seed', 2 ** 32, 'seed is 4294967296')])
+def test_a_value_out_of_range_is_refused_before_the_first_prompt(printed, script, flag, value, words):
+    with pytest.raises(ValueError, match=words):
+        printed(script, **{flag: value})
+
+
+def test_an_interactive_sample_cannot_be_none(printed):
+    with pytest.raises(ValueError, match='nsamples is 0; it must be 1 or more'):
+        printed(INTERACTIVE, nsamples=0)
+
+
+def test_exactly_as_many_samples_as_asked_for_the_same_at_any_batch_size(ids):
+    expected = ids(UNCONDITIONAL, nsamples=5, length=6, seed=7)
+    assert [len(sample) for sample in expected] == [6] * 5
+    assert len(set(map(str, expected))) == 5
+    assert ids(UNCONDITIONAL, nsamples=5, batch_size=3, length=6, seed=7) == expected
+
+
+def test_another_seed_gives_other_samples_and_so_does_none_each_time(ids):
+    found = [ids(UNCONDITIONAL, nsamples=1, length=8, seed=seed) for seed in (1, 2, None, None)]
+    assert len(set(map(str, found))) == 4
+
+
+def test_samples_of_a_prompt_are_the_same_at_any_batch_size(ids):
+    """The second prompt has other samples than the first one, although it is the same text."""
+    expected = ids(INTERACTIVE, prompts='a b\na b\n', nsamples=3, length=4, seed=7)
+    assert [len(sample) for sample in expected] == [4] * 6
+    assert len(set(map(str, expected))) == 6
+    assert ids(INTERACTIVE, prompts='a b\na b\n', nsamples=3, batch_size=2, length=4, seed=7) == expected
+
+
+@both
+def test_the_default_length(ids, script):
+    """As upstream: the whole context, or half of it after a prompt."""
+    assert [len(sample) for sample in ids(script, nsamples=1)] == [N_CTX if script == UNCONDITIONAL else N_CTX // 2]
+
+
+@both
+@pytest.mark.parametrize('greedy', [{'temperature': 0}, {'temperature': 1e-300}, {'top_k': 1}, {'top_p': 1e-9}], ids=str)
+def test_the_likeliest_tokens_are_those_of_the_reference(ids, script, greedy):
+    """Each of these flags leaves but one token to draw, whatever the seed."""
+    prompt = [tiny.N_BYTE_VOCAB - 1 if script == UNCONDITIONAL else ord('a') - ord('!')]  # end of text, or the default prompt
+    hparams = tiny.hparams(n_vocab=tiny.N_BYTE_VOCAB)
+    expected = reference.greedy(tiny.random_weights(hparams), [prompt], hparams.n_head, 5)
+    assert ids(script, nsamples=1, length=5, **greedy) == expected[:, 1:].tolist()
+
+
+def test_a_high_temperature_makes_all_tokens_alike(ids):
+    """Then the draws alone decide: the token is the draw's share of the vocabulary."""
+    draws = sample.random_draws(5, range(4), 8)
+    assert ids(UNCONDITIONAL, nsamples=4, batch_size=4, length=8, seed=5, temperature=1e30) == np.floor(draws * tiny.N_BYTE_VOCAB).tolist()
+
+
+def test_a_sample_can_be_read_while_the_next_one_is_made(printed, monkeypatch):
+    """Here stdout is a file on disk; what is in it is noted whenever a batch begins."""
+    there = []
+    random_draws = sample.random_draws
+
+    def note(*arguments):
+        there.append(disk.getvalue().decode('utf-8'))
+        return random_draws(*arguments)
+
+    monkeypatch.setattr(sample, 'random_draws', note)
+    disk = io.BytesIO()
+    monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(io.BufferedWriter(disk), encoding='utf-8'))
+    printed(UNCONDITIONAL, nsamples=3, seed=1, length=4)
+    whole = disk.getvalue().decode('utf-8')
+    assert there == ['', whole[:whole.index(header(2))], whole[:whole.index(header(3))]]
+
+
+def test_a_closed_pipe_ends_the_sampling(printed, monkeypatch):
+    """flags.run makes an orderly end of the error."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, 'w', encoding='utf-8') as stdout:
+        monkeypatch.setattr(sys, 'stdout', stdout)
+        with pytest.raises(BrokenPipeError):
+            printed(UNCONDITIONAL)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), writing)  # for what it still holds when it is closed
+
+
+def test_no_prompts_are_no_error(printed):
+    assert printed(INTERACTIVE, prompts='') == ''
+
+
+# Whole processes
+
+def test_endless_samples_from_another_folder_until_ctrl_c(command, printed, tmp_path):
+    """In a C locale: UTF-8 with OpenAI's headers comes out, stderr stays empty, and SIGINT while sampling is status 0."""
+    expected = printed(UNCONDITIONAL, nsamples=7, seed=3, length=8)
+    with Conversation(command(UNCONDITIONAL, '--model_name', 'tiny', '--batch_size', '3', '--seed', '3', '--length', '8'),
+                      cwd=str(tmp_path), env=environment(**ASCII)) as running:
+        found = running.read_until(header(8).encode('ascii'))
+        assert found.decode('utf-8') == expected + header(8)
+        assert [header(number) in expected for number in range(9)] == [False] + [True] * 7 + [False]
+        running.process.send_signal(signal.SIGINT)
+        start = time.time()
+        while running.read_some():
+            assert time.time() - start < 20, 'it goes on sampling'
+        assert running.process.wait(SECONDS) == 0
+        assert running.stderr() == b''
+
+
+def test_prompts_through_a_pipe(command, printed):
+    """A program asks and reads the answer before it asks again: nothing but samples comes from stdout."""
+    options = {'nsamples': 3, 'batch_size': 2, 'seed': 4, 'length': 5}
+    flags = ['--%s=%d' % option for option in sorted(options.items())]
+    prompts = ['é中😀', 'a\ufffdb\ufffd', 'the end']
+    answers = printed(INTERACTIVE, prompts='\n'.join(prompts), **options)
+    n_samples = answers.count(' SAMPLE ')
+    assert n_samples == 9 and answers.endswith(CLOSING)
+    answers = [answer + CLOSING for answer in answers.split(CLOSING)[:-1]]
+    assert all(answer.startswith(header(1)) for answer in answers)
+    with Conversation(command(INTERACTIVE, '--model_name', 'tiny', *flags), env=environment(**ASCII)) as running:
+        def ask(line):
+            running.say(line)
+            return running.read_until(CLOSING.encode('ascii')).decode('utf-8')
+
+        assert ask(prompts[0].encode('utf-8') + b'\n') == answers[0]
+        running.say(b'\n')
+        assert ask(b'a\xffb\xc3\r\n') == answers[1]  # no UTF-8, and a line as Windows ends it
+        running.say(b'x' * 29 + b'\n')
+        running.say(prompts[2].encode('ascii'))
+        running.process.stdin.close()
+        status, rest = running.end()
+        assert (status, rest.decode('utf-8')) == (0, answers[2])
+        said = running.stderr().replace(QUESTION, b'').decode('ascii').splitlines()
+    assert len(said) == 2
+    assert 'The prompt is empty' in said[0]
+    assert '29 tokens' in said[1] and '28 fit' in said[1]
+
+
+def test_prompts_on_a_terminal(command, printed):
+    """Until Ctrl-D."""
+    expected = printed(INTERACTIVE, prompts='ü\n', seed=6, length=5)
+    with Conversation(command(INTERACTIVE, '--model_name', 'tiny', '--seed', '6', '--length', '5'), terminal=True,
+                      env=environment(**ASCII)) as terminal:
+        assert terminal.read_until(QUESTION) == QUESTION
+        terminal.say('ü\n'.encode('utf-8'))
+        shown = terminal.read_until(QUESTION).decode('utf-8').replace('\r\n', '\n')
+        assert shown == 'ü\n' + expected + QUESTION.decode('ascii')
+        terminal.say(b'\n')
+        assert b'The prompt is empty' in terminal.read_until(QUESTION)
+        terminal.say(CTRL_D)
+        status, rest = terminal.end()
+    assert status == 0
+    assert rest.strip() == b''

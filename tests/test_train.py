@@ -1,0 +1,602 @@
+"""train.py: gradients against finite differences and PyTorch, its Adam against NumPy, and runs that are killed on the way."""
+import inspect
+import json
+import math
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import checkpoint
+import corpus
+import encoder
+import model
+import reference
+import test_model
+import tiny
+import train
+from tf1 import tf
+
+SCRIPT = os.path.abspath(train.__file__)
+RUN_HPARAMS = {'n_vocab': tiny.N_BYTE_VOCAB, 'n_ctx': 16, 'n_embd': 8, 'n_head': 2, 'n_layer': 1}
+
+
+def options(**changes):
+    """The flags of train.py, some of them changed."""
+    parameters = inspect.signature(train.train).parameters.values()
+    values = {parameter.name: parameter.default for parameter in parameters}
+    values.update(changes)
+    return SimpleNamespace(**values)
+
+
+def random_tokens(hparams, shape):
+    return np.random.RandomState(0).randint(hparams.n_vocab, size=shape)
+
+
+def build_model(hparams):
+    """The trainable variables of a model, in the default graph."""
+    model.model(hparams, tf.placeholder(tf.int32, [None, None]))
+    return tf.trainable_variables()
+
+
+def gradients_of(variables, values):
+    return {variable.op.name: value for variable, value in zip(variables, values)}
+
+
+def assert_close(found, expected, tolerance=1e-5):
+    """The same names, and arrays that differ by no more than tolerance times the largest number in any of them."""
+    assert sorted(found) == sorted(expected)
+    largest = max(np.abs(array).max() for array in expected.values())
+    for name in expected:
+        assert found[name].shape == expected[name].shape, name
+        assert np.abs(found[name] - expected[name]).max() <= tolerance * largest, name
+
+
+# Gradients
+
+def test_gradients_equal_finite_differences_of_the_papers_loss(sess):
+    """Along random directions of each variable, with recomputed blocks and without; the loss is the oracle's, in float64."""
+    hparams = tiny.hparams(n_ctx=8)
+    variables = build_model(hparams)
+    tokens = random_tokens(hparams, [2, hparams.n_ctx])
+    outputs = [train.loss_and_gradients(hparams, tf.constant(tokens, tf.int32), variables, model.no_dropout, recompute)
+               for recompute in (False, True)]
+    weights = tiny.random_weights(hparams)
+    tiny.assign(sess, weights)
+
+    def loss_at(changes):
+        moved = {name: array + changes.get(name, 0) for name, array in weights.items()}
+        return reference.token_losses(reference.forward(moved, tokens, hparams.n_head)[0], tokens).mean()
+
+    results = sess.run(outputs)
+    assert all(abs(loss - loss_at({})) < 1e-6 for loss, _ in results)
+    directions = np.random.RandomState(1)
+    for i, variable in enumerate(variables):
+        for _ in range(3):
+            direction = directions.standard_normal(variable.shape.as_list())
+            step = 1e-5 / np.linalg.norm(direction)
+            slope = (loss_at({variable.op.name: step * direction})
+                     - loss_at({variable.op.name: -step * direction})) / (2 * step)
+            for _, gradients in results:
+                difference = (gradients[i] * direction).sum() - slope
+                assert abs(difference) <= 1e-5 * np.linalg.norm(direction), variable.op.name
+
+
+def test_loss_and_gradients_equal_those_of_transformers(sess):
+    torch = pytest.importorskip('torch', reason='needs transformers and torch')
+    transformers = pytest.importorskip('transformers', reason='needs transformers and torch')
+    hparams = tiny.hparams(n_layer=3, n_embd=20, n_head=5)
+    weights = tiny.random_weights(hparams)
+    peer = transformers.GPT2LMHeadModel(transformers.GPT2Config(
+        vocab_size=hparams.n_vocab, n_positions=hparams.n_ctx, n_embd=hparams.n_embd, n_layer=hparams.n_layer,
+        n_head=hparams.n_head, bos_token_id=0, eos_token_id=0)).eval()  # that is: without dropout
+    parameters = dict(peer.named_parameters())
+    for name, array in weights.items():
+        parameters[test_model.transformers_name(name)].data.copy_(torch.tensor(array.reshape(array.shape[-2:])))
+    tokens = random_tokens(hparams, [3, hparams.n_ctx])
+    peer_loss = peer(torch.tensor(tokens), labels=torch.tensor(tokens)).loss
+    peer_loss.backward()
+    expected = {name: parameters[test_model.transformers_name(name)].grad.numpy().reshape(array.shape)
+                for name, array in weights.items()}
+
+    variables = build_model(hparams)
+    outputs = train.loss_and_gradients(hparams, tf.constant(tokens, tf.int32), variables, model.no_dropout, False)
+    tiny.assign(sess, weights)
+    loss, gradients = sess.run(outputs)
+    assert abs(loss - peer_loss.item()) < 1e-5
+    assert_close(gradients_of(variables, gradients), expected)
+
+
+def test_recomputed_blocks_drop_the_same_and_another_step_drops_other(sess):
+    hparams = tiny.hparams(n_ctx=8)
+    variables = build_model(hparams)
+    tokens_BT = tf.constant(random_tokens(hparams, [2, hparams.n_ctx]), tf.int32)
+    step = tf.placeholder(tf.int32, [])
+    drop, places = model.dropout(0.5, seed=7, step=step), []
+
+    def noted_drop(x, site):
+        places.append('%s/%s' % (tf.get_variable_scope().name, site))
+        return drop(x, site)
+
+    kept = train.loss_and_gradients(hparams, tokens_BT, variables, noted_drop, False)
+    # As in the training of GPT (section 4.1): embeddings, attention weights, and what is added to the residual stream.
+    assert len(set(places)) == len(places) == 1 + 3 * hparams.n_layer
+    recomputed = train.loss_and_gradients(hparams, tokens_BT, variables, drop, True)
+    tiny.assign(sess, tiny.random_weights(hparams))
+    losses = set()
+    for number in (0, 1, 2 ** 31 - 1):
+        (loss, gradients), (loss_again, gradients_again) = sess.run([kept, recomputed], {step: number})
+        assert abs(loss - loss_again) < 1e-6
+        assert_close(gradients_of(variables, gradients_again), gradients_of(variables, gradients))
+        losses.add(round(float(loss), 4))
+    assert len(losses) == 3
+
+
+def test_accumulated_batches_equal_one_large_one(sess):
+    """4 x 2 against 1 x 8."""
+    hparams = tiny.hparams(n_layer=1)
+    variables = build_model(hparams)
+    tokens_BT = tf.constant(random_tokens(hparams, [8, hparams.n_ctx]), tf.int32)
+
+    def part(i):
+        return train.loss_and_gradients(hparams, tokens_BT[2 * i:2 * i + 2], variables, model.no_dropout, False)
+
+    outputs = [train.mean_of(4, part), train.loss_and_gradients(hparams, tokens_BT, variables, model.no_dropout, False)]
+    tiny.assign(sess, tiny.random_weights(hparams))
+    (loss, gradients), (large_loss, large_gradients) = sess.run(outputs)
+    assert abs(loss - large_loss) < 1e-6
+    assert_close(gradients_of(variables, gradients), gradients_of(variables, large_gradients))
+
+
+# Dropout
+
+def test_dropout_zeroes_its_share_and_scales_up_the_rest(sess):
+    drop = model.dropout(0.25, seed=1, step=tf.constant(3))
+    dropped = sess.run([drop(tf.fill([200, 200], 3.0), site) for site in ('a', 'b')])
+    for array in dropped:
+        assert abs((array == 0).mean() - 0.25) < 0.015  # seven standard errors
+        assert np.allclose(array[array != 0], 3 / 0.75)
+    assert abs(((dropped[0] == 0) & (dropped[1] == 0)).mean() - 0.25 ** 2) < 0.01  # sites drop independently
+
+
+# Learning
+
+def test_a_step_is_adam_with_decoupled_decay_of_a_clipped_mean_gradient(sess):
+    """Three steps against Kingma and Ba 2015 (their form with epsilon-hat), and Loshchilov and Hutter 2017, in NumPy."""
+    hparams = tiny.hparams(n_layer=1)
+    clip, rate, decay = 0.5, 0.01, 0.3
+    graph = train.build(hparams, options(clip=clip, weight_decay=decay, dropout=0, batch_size=2, accumulate=2))
+    variables = tf.trainable_variables()
+    tokens_BT = tf.reshape(graph.tokens, [4, hparams.n_ctx])
+    _, gradient_tensors = train.loss_and_gradients(hparams, tokens_BT, variables, model.no_dropout, False)
+    sess.run(tf.global_variables_initializer())
+    weights = tiny.random_weights(hparams)
+    sess.run([variable.initializer for variable in variables],
+             {variable.initial_value: weights[variable.op.name] for variable in variables})
+    mean, square = {name: 0 for name in weights}, {name: 0 for name in weights}
+    tokens = random_tokens(hparams, [3, 2, 2, hparams.n_ctx])
+    for step in range(1, 4):
+        feeds = {graph.tokens: tokens[step - 1], graph.step: step - 1, graph.learning_rate: rate}
+        gradients = gradients_of(variables, sess.run(gradient_tensors, feeds))
+        norm = np.sqrt(sum((gradient.astype(np.float64) ** 2).sum() for gradient in gradients.values()))
+        assert norm > clip  # or clipping would not be seen
+        loss, found_norm, _ = sess.run([graph.loss, graph.norm, graph.update], feeds)
+        assert abs(found_norm / norm - 1) < 1e-5
+        found = gradients_of(variables, sess.run(variables))
+        for name, gradient in gradients.items():
+            clipped = gradient.astype(np.float64) * clip / norm
+            mean[name] = 0.9 * mean[name] + 0.1 * clipped
+            square[name] = 0.95 * square[name] + 0.05 * clipped ** 2
+            scale = rate * math.sqrt(1 - 0.95 ** step) / (1 - 0.9 ** step)
+            decayed = weights[name] * (1 if name.endswith(('/b', '/g')) else 1 - rate * decay)
+            expected = decayed - scale * mean[name] / (np.sqrt(square[name]) + 1e-8)
+            clear = np.abs(gradient) > 1e-5  # Adam makes a full step of a gradient that is nothing but rounding
+            assert clear.mean() > 0.6 and np.abs(found[name] - expected)[clear].max() < 2e-6, name
+        weights = found
+
+
+def test_gradients_are_scaled_down_together_and_never_up(sess):
+    gradients = [tf.constant([[3.0], [4.0]]), tf.constant([12.0])]  # 5 and 12: a norm of 13
+    for most, scale in ((6.5, 0.5), (13, 1), (14, 1), (1e30, 1)):
+        clipped, norm = sess.run(train.clip_by_norm(gradients, most))
+        assert norm == pytest.approx(13)
+        assert np.allclose(clipped[0].ravel(), [3 * scale, 4 * scale]) and np.allclose(clipped[1], 12 * scale)
+
+
+def test_one_batch_is_learnt_by_heart(sess):
+    hparams = tiny.hparams(n_embd=32, n_layer=1)
+    graph = train.build(hparams, options(dropout=0, batch_size=2, accumulate=1, weight_decay=0))
+    sess.run(tf.global_variables_initializer())
+    tokens = random_tokens(hparams, [1, 2, hparams.n_ctx])
+    losses = [sess.run([graph.loss, graph.update], {graph.tokens: tokens, graph.step: step, graph.learning_rate: 0.01})[0]
+              for step in range(120)]
+    assert abs(losses[0] - math.log(hparams.n_vocab)) < 0.1  # at first every token is as likely
+    assert losses[-1] < 0.02
+
+
+def test_the_learning_rate_rises_in_a_line_and_falls_in_a_cosine():
+    def rates(**flags):
+        return np.array([train.learning_rate_at(step, peak=0.5, **flags) for step in range(130)])
+
+    found = rates(warmup=10, decay=110)
+    assert np.allclose(found[:10], 0.05 * np.arange(1, 11))
+    assert np.allclose(found[10:111], 0.25 + 0.25 * np.cos(np.linspace(0, np.pi, 101)))
+    assert (np.abs(found[110:]) < 1e-12).all()
+    assert rates(warmup=0, decay=100)[0] == 0.5
+    assert np.isfinite(rates(warmup=20, decay=10)).all()
+
+
+# A run and its folder
+
+@pytest.fixture(scope='module')
+def models_dir(tmp_path_factory):
+    """A models_dir with one model, `tiny`, and beside it data.txt and valid.txt."""
+    folder = tmp_path_factory.mktemp('train')
+    hparams = tiny.hparams(**RUN_HPARAMS)
+    tiny.write_model(str(folder / 'models' / 'tiny'), hparams, tiny.random_weights(hparams))
+    words = random.Random(0)
+    for name, n_words in (('data.txt', 500), ('valid.txt', 60)):
+        text = ' '.join(words.choice(['the', 'cat', 'sat', 'on', 'a', 'mat', 'and', 'sang']) for _ in range(n_words))
+        (folder / name).write_text(text)
+    return str(folder / 'models')
+
+
+def flags_of(models_dir, run_name, **changes):
+    """The flags of a short fine-tune of `tiny`."""
+    flags = dict(data=beside(models_dir, 'data.txt'), run_name=run_name, model_name='tiny', models_dir=models_dir,
+                 batch_size=2, accumulate=2, learning_rate=0.01, warmup=5, steps=120, save_every=15)
+    flags.update(changes)
+    return flags
+
+
+def beside(models_dir, name):
+    return os.path.join(os.path.dirname(models_dir), name)
+
+
+def start(flags):
+    """Run train.py in a process of its own."""
+    command = [sys.executable, SCRIPT] + ['--%s=%s' % flag for flag in sorted(flags.items())]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+
+
+def metrics_of(models_dir, run_name):
+    return train.read_metrics(os.path.join(models_dir, run_name, 'training', 'metrics.jsonl'))
+
+
+def losses_of(models_dir, run_name):
+    return [(record['step'], record['loss_nats'], record['gradient_norm']) for record in metrics_of(models_dir, run_name)]
+
+
+def wait_for_step(process, models_dir, run_name, step):
+    """Return as soon as metrics.jsonl has that step."""
+    for _ in range(60000):
+        records = metrics_of(models_dir, run_name)
+        if records and records[-1]['step'] >= step:
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.001)
+    raise AssertionError('no step %d within a minute' % step)
+
+
+def stored(prefix):
+    """{name: array} of checkpoint files."""
+    reader = tf.train.load_checkpoint(prefix)
+    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+
+
+def weights_and_state(folder):
+    """All that the last save in a run's folder holds."""
+    found = stored(checkpoint.weights_prefix(folder))
+    found.update(stored(os.path.join(folder, 'training', 'state.ckpt-%d' % train.last_save(folder))))
+    return found
+
+
+def assert_same(found, expected):
+    assert sorted(found) == sorted(expected)
+    for name in expected:
+        assert np.array_equal(found[name], expected[name]), name
+
+
+def saved_steps(folder, kind):
+    names = [re.match(kind + r'\.ckpt-(\d+)\.index$', name) for name in os.listdir(folder)]
+    return sorted(int(name.group(1)) for name in names if name)
+
+
+@pytest.fixture(scope='module')
+def unbroken(models_dir):
+    """The folder of a run that nothing stopped."""
+    train.train(**flags_of(models_dir, 'unbroken', keep=2, valid=beside(models_dir, 'valid.txt'), valid_every=50))
+    return os.path.join(models_dir, 'unbroken')
+
+
+def test_a_run_killed_then_interrupted_then_finished_equals_an_unbroken_one(models_dir, unbroken):
+    """kill -9 at some step, the same command, Ctrl-C at a later one, the same command: losses and weights to the last bit."""
+    flags = flags_of(models_dir, 'broken')
+    folder = os.path.join(models_dir, 'broken')
+    killed = start(flags)
+    wait_for_step(killed, models_dir, 'broken', random.randrange(16, 40))
+    killed.kill()
+    killed.communicate(timeout=60)
+    saved, reached = train.last_save(folder), metrics_of(models_dir, 'broken')[-1]['step']
+    assert killed.returncode == -signal.SIGKILL and 15 <= saved <= reached < 80
+    for name in ('model.ckpt-105.part.index', 'model.ckpt-105.index', 'training/state.ckpt-105.index'):
+        open(os.path.join(folder, name), 'wb').close()  # killed a little later, it would have left some of these
+
+    interrupted = start(flags)
+    wait_for_step(interrupted, models_dir, 'broken', reached + 1)
+    interrupted.send_signal(signal.SIGINT)
+    _, stderr = interrupted.communicate(timeout=60)
+    assert interrupted.returncode == 0
+    assert 'saved first' in stderr and 'Traceback' not in stderr
+    assert reached < train.last_save(folder) == metrics_of(models_dir, 'broken')[-1]['step'] < 100
+    assert saved_steps(folder, 'model') == [train.last_save(folder)]
+
+    train.train(**flags)
+    assert losses_of(models_dir, 'broken') == losses_of(models_dir, 'unbroken')
+    assert_same(weights_and_state(folder), weights_and_state(unbroken))
+    assert tensorboard_losses(folder) == [(step, np.float32(loss)) for step, loss, _ in losses_of(models_dir, 'unbroken')]
+
+
+def tensorboard_losses(folder):
+    """What TensorBoard shows: where a process started, it forgets what earlier ones told of that step and later."""
+    shown = {}
+    training = os.path.join(folder, 'training')
+    files = [os.path.join(training, name) for name in os.listdir(training) if 'tfevents' in name]
+    for path in sorted(files, key=os.path.getmtime):
+        for event in tf.train.summary_iterator(path):
+            if event.session_log.status == tf.SessionLog.START:
+                shown = {step: loss for step, loss in shown.items() if step < event.step}
+            for value in event.summary.value:
+                if value.tag == 'loss_nats':
+                    shown[event.step] = np.float32(value.simple_value)
+    return sorted(shown.items())
+
+
+def test_metrics_tell_of_every_step(models_dir, unbroken):
+    records = metrics_of(models_dir, 'unbroken')
+    assert [record['step'] for record in records] == list(range(1, 121))
+    for record in records:
+        expected = train.learning_rate_at(record['step'] - 1, peak=0.01, warmup=5, decay=120)
+        assert record['learning_rate'] == pytest.approx(expected)
+        assert ('valid_loss_nats' in record) == (record['step'] in (50, 100, 120))
+    assert records[-1]['valid_loss_nats'] < records[49]['valid_loss_nats'] < records[0]['loss_nats'] - 1
+
+
+def test_every_save_is_a_model_and_the_newest_are_kept(sess, models_dir, unbroken):
+    assert saved_steps(unbroken, 'model') == saved_steps(os.path.join(unbroken, 'training'), 'state') == [105, 120]
+    assert not [name for name in os.listdir(unbroken) if name.endswith('.part')]
+    hparams = checkpoint.load_hparams('unbroken', models_dir)
+    assert checkpoint.model_dir('unbroken', models_dir) == unbroken
+    tokens = corpus.encode_documents(encoder.get_encoder('unbroken', models_dir),
+                                     corpus.read_documents(beside(models_dir, 'valid.txt')))
+    tokens = tokens[:len(tokens) // 16 * 16].reshape(-1, 16)
+    tokens_BT = tf.placeholder(tf.int32, [None, None])
+    losses = model.token_losses(model.model(hparams, tokens_BT)['logits'], tokens_BT)
+    checkpoint.restore(sess, 'unbroken', models_dir)
+    recorded = metrics_of(models_dir, 'unbroken')[-1]['valid_loss_nats']
+    assert sess.run(losses, {tokens_BT: tokens}).mean() == pytest.approx(recorded, abs=1e-5)
+
+
+@pytest.fixture(scope='module')
+def saved_run(models_dir):
+    """A Run that has done and saved one step."""
+    flags = options(**flags_of(models_dir, 'run', keep=1))
+    folder = os.path.join(models_dir, 'run')
+    train.begin(folder, flags)
+    with tf.Graph().as_default(), tf.Session() as sess:
+        run = train.Run(sess, folder, flags, tiny.hparams(**RUN_HPARAMS), encoder.get_encoder('tiny', models_dir))
+        batch = random_tokens(run.hparams, [4, 16])
+        run.one_step(batch)
+        run.save(batch)
+        yield run
+
+
+@pytest.fixture
+def run(saved_run):
+    """A Run just restored from its last save; its graph and session are the default ones."""
+    with saved_run.sess.graph.as_default(), saved_run.sess.as_default():
+        saved_run.step = saved_run.restore()
+        yield saved_run
+
+
+def test_training_that_diverges_stops_and_leaves_the_last_save_alone(run, monkeypatch):
+    saved, expected = run.step, weights_and_state(run.folder)
+    monkeypatch.setattr(run, 'options', options(**dict(vars(run.options), learning_rate=1e20, warmup=0, save_every=1)))
+    with pytest.raises(ValueError, match=r'^step \d+ has a .*(nan|inf).*has diverged.*lower --learning_rate') as error:
+        run.learn(random_tokens(run.hparams, [1000]), None, [])
+    assert '\n' not in str(error.value)
+    assert train.last_save(run.folder) == saved
+    assert_same(weights_and_state(run.folder), expected)
+
+
+def test_an_error_is_one_line_and_status_1(models_dir):
+    process = start(flags_of(models_dir, 'refused', dropout=1))
+    assert process.communicate(timeout=60) == (
+        '', 'train.py: --dropout is 1; it must be 0 or more, and less than 1\n')
+    assert process.returncode == 1
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_killed_at_any_moment_of_a_save_the_folder_holds_a_whole_one(run, monkeypatch):
+    """Before each renaming and each removal of a file: weights, and the optimizer's state of the same step."""
+    saved, done = run.step, []
+    batch = random_tokens(run.hparams, [4, 16])
+    expected = weights_and_state(run.folder)
+
+    def kill_at(number, function):
+        def counted(*paths):
+            if len(done) == number:
+                raise Killed
+            done.append(os.path.basename(paths[-1]))
+            function(*paths)
+        return counted
+
+    for n_done in range(100):
+        run.one_step(batch)
+        now = {name: run.sess.run(variable) for name, variable in run.graph.state.items()}
+        now.update(gradients_of(tf.trainable_variables(), run.sess.run(tf.trainable_variables())))
+        del done[:]
+        with monkeypatch.context() as patch:
+            patch.setattr(os, 'replace', kill_at(n_done, os.replace))
+            patch.setattr(os, 'remove', kill_at(n_done, os.remove))
+            try:
+                run.save(batch)
+                finished = True
+            except Killed:
+                finished = False
+        if 'checkpoint' in done:
+            saved, expected = run.step, now
+        assert train.last_save(run.folder) == saved
+        assert_same(weights_and_state(run.folder), expected)
+        if finished:
+            break
+        train.forget_after(run.folder, saved)  # as the same command would, run again
+    assert finished and n_done > 10
+    assert saved_steps(run.folder, 'model') == saved_steps(os.path.join(run.folder, 'training'), 'state') == [run.step]
+
+
+def test_weights_that_have_no_loss_are_not_saved(run):
+    """The loss of the step that broke them was still a number: it is computed before the update."""
+    saved = run.step
+    run.one_step(random_tokens(run.hparams, [4, 16]))
+    variable = tf.trainable_variables()[0]
+    run.sess.run(variable.assign(np.inf + tf.zeros_like(variable)))
+    with pytest.raises(ValueError, match='step %d has a validation loss of nan' % (saved + 1)):
+        run.save(random_tokens(run.hparams, [4, 16]))
+    assert train.last_save(run.folder) == saved
+
+
+def test_dropout_is_for_training_alone(run):
+    weights = run.sess.run({variable.op.name: variable for variable in tf.trainable_variables()})
+    tokens = random_tokens(run.hparams, [5, 16])
+    logits, _ = reference.forward(weights, tokens, run.hparams.n_head)
+    expected = reference.token_losses(logits, tokens).mean()
+    assert run.measure(tokens.ravel()) == pytest.approx(expected, abs=1e-5)
+    assert run.measure(np.append(tokens, [1, 2, 3])) == pytest.approx(expected, abs=1e-5)  # less than a window is left out
+    training = [run.sess.run(run.graph.loss, {run.graph.tokens: tokens[:4].reshape([2, 2, 16]), run.graph.step: step})
+                for step in (1, 2)]
+    assert training[0] != training[1]
+
+
+def test_memory_that_does_not_suffice_is_answered_with_what_to_do(run, monkeypatch):
+    def exhausted(tensors, feeds):
+        raise tf.errors.ResourceExhaustedError(None, None, 'OOM when allocating tensor')
+    monkeypatch.setattr(run, 'sess', SimpleNamespace(run=exhausted))
+    with pytest.raises(ValueError, match='out of memory.*--batch_size.*--recompute'):
+        run.one_step(random_tokens(run.hparams, [4, 16]))
+
+
+# Starting
+
+def test_from_nothing_a_run_starts_as_the_paper_says(models_dir, tmp_path, capfd):
+    """Section 2.3: projections into the residual stream are scaled by 1 / sqrt(2 n_layer). The vocabulary sets n_vocab."""
+    hparams = tmp_path / 'hparams.json'
+    hparams.write_text(json.dumps({'n_ctx': 16, 'n_embd': 64, 'n_head': 2, 'n_layer': 2}))
+    train.train(**flags_of(models_dir, 'new', model_name=None, hparams=str(hparams), vocab=os.path.join(models_dir, 'tiny'),
+                           learning_rate=1e-9, steps=1, sample_every=1))
+    stderr = capfd.readouterr().err
+    assert 'SAMPLE AT STEP 1' in stderr and re.search(r'^step 1: loss 5\.\d{3}, \d+ tokens/s$', stderr, re.MULTILINE)
+    found = stored(checkpoint.weights_prefix(os.path.join(models_dir, 'new')))
+    assert found['model/wte'].shape == (257, 64)
+    for name, array in found.items():
+        if name.endswith('/w'):  # 4,096 numbers or more: five standard errors are 0.055
+            assert abs(array.std() / (0.01 if '/c_proj/' in name else 0.02) - 1) < 0.06, name
+
+
+def test_a_run_may_learn_its_vocabulary(models_dir, tmp_path):
+    pytest.importorskip('tokenizers', reason='needs tokenizers')
+    hparams = tmp_path / 'hparams.json'
+    hparams.write_text('{"n_ctx": 16, "n_embd": 8, "n_head": 2, "n_layer": 1}')
+    folder = os.path.join(models_dir, 'words')
+    flags = flags_of(models_dir, 'words', model_name=None, hparams=str(hparams), vocab_size=264, steps=2)
+    train.begin(folder, options(**dict(flags, vocab_size=262)))  # and stopped before its first save
+    train.train(**flags)
+    assert checkpoint.load_hparams('words', models_dir).n_vocab == 264
+    text_encoder = encoder.get_encoder('words', models_dir)
+    assert text_encoder.end_of_text == 263
+    with open(flags['data'], encoding='utf-8') as file:
+        text = file.read()
+    ids = text_encoder.encode(text)
+    assert text_encoder.decode(ids) == text and len(ids) < 0.8 * len(text)
+    assert stored(checkpoint.weights_prefix(folder))['model/wte'].shape == (264, 8)
+
+
+@pytest.mark.parametrize('changes, said', [
+    (dict(vocab='x'), 'leave out --hparams, --vocab and --vocab_size'),
+    (dict(hparams='x'), 'leave out --hparams, --vocab and --vocab_size'),
+    (dict(vocab_size=300), 'leave out --hparams, --vocab and --vocab_size'),
+    (dict(model_name=None), 'give --model_name'),
+    (dict(model_name=None, vocab='x'), 'give --model_name'),
+    (dict(model_name=None, hparams='x'), 'give --model_name'),
+    (dict(model_name=None, hparams='x', vocab='x', vocab_size=300), 'give --model_name'),
+    (dict(batch_size=0), '--batch_size is 0; it must be more than 0'),
+    (dict(learning_rate=-1), '--learning_rate is -1'),
+    (dict(keep=0), '--keep is 0'),
+    (dict(warmup=-1), '--warmup is -1'),
+    (dict(dropout=1), '--dropout is 1; it must be 0 or more, and less than 1'),
+    (dict(seed=-1), '--seed is -1'),
+    (dict(data='nowhere.txt'), 'nowhere.txt'),
+    (dict(valid='nowhere.txt'), 'nowhere.txt'),
+    (dict(model_name='nowhere'), 'no model nowhere'),
+    (dict(model_name=None, hparams='nowhere.json', vocab_size=300), 'nowhere.json'),
+    (dict(model_name=None, hparams=__file__, vocab_size=300), 'test_train.py does not describe a model')])
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(models_dir, changes, said):
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
+        train.train(**flags_of(models_dir, 'refused', **changes))
+    assert not os.path.exists(os.path.join(models_dir, 'refused'))
+
+
+@pytest.mark.parametrize('missing', [[], ['checkpoint']], ids=['a whole model', 'a part of one'])
+def test_a_model_s_folder_is_not_trained_into(models_dir, tmp_path, missing):
+    hparams = tiny.hparams(**RUN_HPARAMS)
+    tiny.write_model(str(tmp_path / '117M'), hparams, tiny.random_weights(hparams))
+    for name in missing:
+        os.remove(str(tmp_path / '117M' / name))
+    before = sorted(os.listdir(str(tmp_path / '117M')))
+    with pytest.raises(ValueError, match='117M is there and is not a training run; choose another --run_name'):
+        train.train(**flags_of(str(tmp_path), '117M', model_name='117M', data=beside(models_dir, 'data.txt')))
+    assert sorted(os.listdir(str(tmp_path / '117M'))) == before
+
+
+@pytest.mark.parametrize('name', ['data', 'valid'])
+def test_a_text_shorter_than_a_window_is_refused(models_dir, tmp_path, name):
+    path = tmp_path / 'short.txt'
+    path.write_text('fourteen bytes')  # and the end of text
+    with pytest.raises(ValueError, match=r'short\.txt has 15 tokens.*windows of 16; give more text'):
+        train.train(**flags_of(models_dir, 'short', **{name: str(path)}))
+
+
+def test_an_attempt_that_was_never_saved_leaves_no_vocabulary_behind(models_dir, tmp_path):
+    folder = str(tmp_path / 'run')
+    flags = flags_of(models_dir, 'run')
+    train.begin(folder, options(**flags))
+    encoder.write_vocabulary([('a', 'b')], folder)
+    assert train.last_save(folder) is None
+    train.begin(folder, options(**flags))
+    assert encoder.get_encoder('run', str(tmp_path)).bpe_ranks == {}
+
+
+def test_figures_of_steps_that_were_not_saved_are_forgotten(tmp_path):
+    (tmp_path / 'training').mkdir()
+    metrics = tmp_path / 'training' / 'metrics.jsonl'
+    metrics.write_text('{"loss_nats": 3.5, "step": 1}\n{"loss_nats": 2.5, "step": 2}\n{"loss_nats": 1.5, "ste')
+    train.forget_after(str(tmp_path), 2)
+    assert metrics.read_text() == '{"loss_nats": 3.5, "step": 1}\n{"loss_nats": 2.5, "step": 2}\n'
+    train.forget_after(str(tmp_path), 1)
+    assert metrics.read_text() == '{"loss_nats": 3.5, "step": 1}\n'
+
+
+def test_the_loss_is_drawn(unbroken):
+    pytest.importorskip('matplotlib', reason='needs matplotlib')
+    with open(os.path.join(unbroken, 'training', 'loss.png'), 'rb') as file:
+        assert file.read(8) == b'\x89PNG\r\n\x1a\n'
