@@ -121,9 +121,6 @@ def text(*paths, model_name='117M', context: int = None, stride: int = None, per
     documents = corpus.read_documents([str(path) for path in paths])
     documents = [line for document in documents for line in (document.split('\n') if per_line else [document]) if line]
     with load(model_name, models_dir) as model:
-        if context is not None and context > model.hparams.n_ctx:
-            raise ValueError('--context is %d, and the model %s sees %d tokens at most'
-                             % (context, model_name, model.hparams.n_ctx))
         ids = [model.encoder.encode(document) for document in documents]
         nats, interrupted = score_documents(model, ids, options, label='text')
         if jsonl:
@@ -146,7 +143,7 @@ def text_figures(documents, nats):
     figures = [('documents', '%d' % len(documents)), ('tokens', '%d' % len(nats))]
     figures += [(name + 's', '%d' % count) for name, count in counts]
     if share < 1:
-        figures += [('share scored', '%.1f %%' % (100 * share))]
+        figures += [('share scored', '%.3g %%' % (100 * share))]
     figures += [('nats', '%.6g' % total)]
     for name, count, measure in [('token', len(nats), 'perplexity'), counts[0] + ('perplexity',),
                                  counts[1] + ('bits',), counts[2] + ('bits',)]:
@@ -287,7 +284,7 @@ def print_table(model, figures, lines):
         printed.append(figure)
         if not lines:
             print(HEADER, flush=True)
-        protocol = figure.protocol + ('' if figure.share == 1 else ' (%.1f %% of it)' % (100 * figure.share))
+        protocol = figure.protocol + ('' if figure.share == 1 else ' (%.3g %% of it)' % (100 * figure.share))
         paper = benchmarks.paper_figure(model.name, figure.benchmark, figure.measure)
         lines.append(Line(model.name, figure.benchmark, protocol, figure.measure, figure.value, paper))
         print('| %s | %s | %s | %s | %s | %s |' % (

@@ -93,8 +93,11 @@ def score_documents(model, documents, options, *, label, fills_last=False):
     """Score each token of the documents once. documents: list of lists of token ids.
 
     Returns (nats, interrupted): a list of float32 arrays, one for each document, NaN where a token was not reached.
+    Raises ValueError for a context that is over the model's.
     """
     n_ctx = model.hparams.n_ctx if options.context is None else options.context
+    if n_ctx > model.hparams.n_ctx:
+        raise ValueError('--context is %d, and the model %s sees %d tokens at most' % (n_ctx, model.name, model.hparams.n_ctx))
     rows, places = [], []  # places: (document, where in it the row's tokens begin)
     nats = [np.full(len(ids), np.nan, np.float32) for ids in documents]
     for document, ids in enumerate(documents):

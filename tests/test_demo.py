@@ -1,0 +1,82 @@
+"""The bundled model, models/demo: complete, as good as its card says, and the same on both floors."""
+import os
+import re
+
+import numpy as np
+import pytest
+
+import checkpoint
+import conftest
+import corpus
+import encoder
+import model
+import reference
+import sample
+from tf1 import tf
+
+MODELS = os.path.join(conftest.ROOT, 'models')
+EXCERPT = os.path.join(conftest.TESTS, 'held_out.txt')  # two stories of the validation text: not learnt from
+PROMPTS = ['Once upon a time', 'The old king said to his daughter,', '"I am not afraid," said the']
+
+
+@pytest.fixture(scope='module')
+def text_encoder():
+    return encoder.get_encoder('demo', MODELS)
+
+
+@pytest.fixture(scope='module')
+def weights():
+    """{name: array} as TensorFlow's own reader finds them."""
+    reader = tf.train.load_checkpoint(os.path.join(MODELS, 'demo', 'model.ckpt'))
+    return {name: reader.get_tensor(name).astype(np.float64) for name in reader.get_variable_to_shape_map()}
+
+
+@pytest.fixture(scope='module')
+def windows(text_encoder):
+    """The excerpt, as windows of the context's length that follow each other: int32 [B, n_ctx]."""
+    n_ctx = checkpoint.load_hparams('demo', MODELS).n_ctx
+    tokens = corpus.encode_documents(text_encoder, corpus.read_documents(EXCERPT))
+    return tokens[:len(tokens) // n_ctx * n_ctx].reshape(-1, n_ctx).astype(np.int32)
+
+
+def excerpt_loss(sess, windows):
+    """Mean loss of the excerpt by our graph, in nats a token."""
+    hparams = checkpoint.load_hparams('demo', MODELS)
+    losses_BT = model.token_losses(model.model(hparams, windows)['logits'], windows)
+    checkpoint.restore(sess, 'demo', MODELS)
+    return sess.run(losses_BT).mean(dtype=np.float64)
+
+
+def test_the_folder_is_that_of_a_release_and_small():
+    """Seven files and a card, under the 20 MB that a clone can bear."""
+    folder = os.path.join(MODELS, 'demo')
+    assert sorted(os.listdir(folder)) == sorted([
+        'README.md', 'checkpoint', 'encoder.json', 'hparams.json', 'model.ckpt.data-00000-of-00001', 'model.ckpt.index',
+        'model.ckpt.meta', 'vocab.bpe'])
+    assert sum(os.path.getsize(os.path.join(folder, name)) for name in os.listdir(folder)) < 20e6
+
+
+def test_the_loss_is_the_one_on_its_card(sess, windows):
+    """Within 0.1 % of perplexity, on either floor. The figure on the card changes with the weights and with nothing else."""
+    with open(os.path.join(MODELS, 'demo', 'README.md'), encoding='utf-8') as file:
+        recorded_nats = float(re.search(r'tests/held_out.txt.*?([0-9.]+) nats', file.read()).group(1))
+    assert abs(np.exp(excerpt_loss(sess, windows) - recorded_nats) - 1) < 1e-3
+
+
+def test_the_loss_is_what_the_papers_say(sess, windows, weights):
+    """NumPy, in float64, from the same weights."""
+    logits, _ = reference.forward(weights, windows, checkpoint.load_hparams('demo', MODELS).n_head)
+    assert abs(excerpt_loss(sess, windows) - reference.token_losses(logits, windows).mean()) < 1e-5
+
+
+def test_greedy_continuations_are_those_of_the_papers(sess, text_encoder, weights):
+    """Each floor gives the tokens of the float64 network that recomputes everything, so both give the same."""
+    hparams = checkpoint.load_hparams('demo', MODELS)
+    prompts = [text_encoder.encode(prompt) for prompt in PROMPTS]
+    length_B = [len(prompt) for prompt in prompts]
+    context_BC = np.array([prompt + [0] * (max(length_B) - len(prompt)) for prompt in prompts])
+    output = sample.sample_sequence(hparams=hparams, length=40, context=context_BC, context_lengths=length_B, temperature=0)
+    checkpoint.restore(sess, 'demo', MODELS)
+    for prompt, row in zip(prompts, sess.run(output)):
+        expected = reference.greedy(weights, np.array([prompt]), hparams.n_head, length=40)
+        np.testing.assert_array_equal(row[:len(prompt) + 40], np.ravel(expected))

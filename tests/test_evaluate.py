@@ -1,0 +1,555 @@
+"""measure.py and evaluate.py: every figure equals one computed in another way; each token is scored once.
+
+The other ways: NumPy, with the network and the windows written out; on current Python also transformers and lm-eval. The
+model is the tiny one, and models/demo where it is there.
+"""
+import fcntl
+import importlib.util
+import json
+import math
+import os
+import pty
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import termios
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import benchmarks
+import evaluate
+import measure
+import reference
+from conftest import ROOT
+
+ALL = measure.Options(context=None, stride=None, batch_size=2, limit=None)
+TEXT = 'The quick brown fox jumps over the lazy dog, 17 times; é and “quotes”.\n' * 3
+
+
+@pytest.fixture(scope='module', params=['tiny', 'demo'])
+def case(request, tiny_models):
+    """A namespace of a loaded Model, its weights by name, and its models_dir."""
+    models_dir = tiny_models if request.param == 'tiny' else os.path.join(ROOT, 'models')
+    if not os.path.exists(os.path.join(models_dir, request.param, 'checkpoint')):
+        pytest.skip('models/demo is not there')
+    with evaluate.load(request.param, models_dir) as model:
+        from tf1 import tf
+        import checkpoint
+        reader = tf.train.load_checkpoint(checkpoint.weights_prefix(os.path.join(models_dir, request.param)))
+        weights = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map() if name.startswith('model/')}
+        yield SimpleNamespace(model=model, weights=weights, models_dir=models_dir, folder=os.path.join(models_dir, request.param))
+
+
+# Other ways
+
+def numpy_nats(case, ids, *, n_ctx=None, stride=None, fills_last=False):
+    """What each token of a document costs: float64 [N]. A token is predicted in the first window that reaches it."""
+    hparams = case.model.hparams
+    n_ctx = n_ctx or hparams.n_ctx
+    stride = stride or n_ctx
+    tokens = [case.model.encoder.end_of_text] + list(ids)
+    begins = [max(0, math.ceil((place - n_ctx) / stride)) * stride for place in range(1, len(tokens))]
+    if fills_last:
+        begins = [len(tokens) - n_ctx - 1 if begin and begin == begins[-1] else begin for begin in begins]
+    nats = np.zeros(len(ids))
+    for begin in sorted(set(begins)):
+        window = np.array([tokens[begin:begin + n_ctx + 1]])
+        losses = numpy_losses(case.weights, window, hparams.n_head)[1][0]
+        for place, its_begin in enumerate(begins, 1):
+            if its_begin == begin:
+                nats[place - 1] = losses[place - 1 - begin]
+    return nats
+
+
+def numpy_losses(weights, ids, n_head):
+    """(logits [B, T - 1, V], nats [B, T - 1]) of predicting ids[:, 1:]; the last token is not fed: it may be over the context."""
+    logits, _ = reference.forward(weights, ids[:, :-1], n_head)
+    return logits, reference.token_losses(np.concatenate([logits, logits[:, :1]], axis=1), ids)
+
+
+def torch_model(case):
+    """The same weights in transformers."""
+    for name in ('torch', 'transformers'):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip('needs transformers: pip install torch transformers')
+    import torch
+    import transformers
+    torch.set_num_threads(1)  # more of them only wait for each other where others compute, too
+    hparams = case.model.hparams
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(
+        vocab_size=hparams.n_vocab, n_positions=hparams.n_ctx, n_embd=hparams.n_embd, n_layer=hparams.n_layer,
+        n_head=hparams.n_head, bos_token_id=case.model.encoder.end_of_text, eos_token_id=case.model.encoder.end_of_text))
+    names = {'model/wte': 'wte.weight', 'model/wpe': 'wpe.weight'}
+    state = {}
+    for name, array in case.weights.items():
+        name = names.get(name, re.sub(r'/w$|/g$', '.weight', re.sub(r'/b$', '.bias', name[6:])).replace('/', '.'))
+        state['transformer.' + re.sub(r'^h(\d+)', r'h.\1', name)] = torch.tensor(array[0] if array.ndim == 3 else array)
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert not unexpected and set(missing) <= {'lm_head.weight'}, (missing, unexpected)
+    return model.eval()
+
+
+# The scorer
+
+@pytest.mark.parametrize('rows', [1, 2, 5, 1000])
+def test_the_score_is_what_each_token_costs_wherever_scoring_begins(sess, rows, monkeypatch):
+    """The logits may come in any number of pieces."""
+    import tiny
+    from tf1 import tf
+    monkeypatch.setattr(evaluate, 'LOGIT_ROWS', rows)
+    hparams = tiny.hparams()
+    weights = tiny.random_weights(hparams)
+    score, guess = evaluate.scorer(sess, hparams), evaluate.guesser(sess, hparams, [3, 4, 5, 6, 7, 8])
+    tiny.assign(sess, weights)
+    assert len(tf.trainable_variables()) == len(weights), 'the second one was to reuse the variables'
+    random = np.random.RandomState(0)
+    for n_batch, n_token, first in ((1, 2, 1), (3, 7, 1), (2, 9, 4), (2, 9, 8), (1, hparams.n_ctx + 1, 20)):
+        ids = random.randint(hparams.n_vocab, size=[n_batch, n_token])
+        logits_BTV, nats_BT = numpy_losses(weights, ids, hparams.n_head)
+        expected = nats_BT[:, first - 1:]
+        np.testing.assert_allclose(score(ids, first), expected, rtol=1e-4, atol=1e-5)
+        nats, likeliest, allowed = guess(ids, first)
+        np.testing.assert_allclose(nats, expected, rtol=1e-4, atol=1e-5)
+        assert np.array_equal(likeliest, logits_BTV[:, first - 1:].argmax(axis=-1))
+        few = [0, 1, 2, 9, 10]
+        assert np.array_equal(allowed, np.array(few)[logits_BTV[:, first - 1:, few].argmax(axis=-1)])
+
+
+def test_the_scorer_takes_the_variables_of_a_model_that_is_there(sess):
+    """So training scores with the weights that it trains."""
+    import model
+    import tiny
+    from tf1 import tf
+    hparams = tiny.hparams()
+    tokens = tf.placeholder(tf.int32, [1, 6])
+    losses = model.token_losses(model.model(hparams, tokens)['logits'], tokens)
+    score = evaluate.scorer(sess, hparams)
+    tiny.assign(sess, tiny.random_weights(hparams))
+    ids = [[1, 2, 3, 4, 5, 6]]
+    np.testing.assert_allclose(score(ids), sess.run(losses, {tokens: ids}), rtol=1e-5)
+
+
+# Rows and batches
+
+@pytest.mark.parametrize('fills_last', [False, True])
+@pytest.mark.parametrize('stride', [1, 3, 5])
+def test_each_token_of_a_document_is_scored_once_and_the_first_is_given_the_end_of_text(stride, fills_last):
+    for n_token in range(20):
+        rows = measure.document_rows(np.arange(n_token), 99, n_ctx=5, stride=stride, fills_last=fills_last)
+        assert [token for row in rows for token in row.ids[row.first:]] == list(range(n_token))
+        assert all(1 <= row.first < len(row.ids) <= 6 for row in rows)
+        assert not rows or rows[0].ids[0] == 99
+        if fills_last:
+            assert len({len(row.ids) for row in rows}) <= 1
+
+
+def test_batches_hold_every_row_once_and_only_equal_ones():
+    random = np.random.RandomState(0)
+    shapes = zip(random.randint(1, 6, size=100), random.randint(1, 3, size=100))
+    rows = [measure.Row(np.full(length, number), first) for number, (length, first) in enumerate(shapes)]
+    work = measure.batches(rows, 12)
+    assert sorted(number for batch in work for number in batch.rows) == list(range(100))
+    for batch in work:
+        assert batch.ids[:, 0].tolist() == list(batch.rows)
+        assert {(len(rows[number].ids), rows[number].first) for number in batch.rows} == {(batch.ids.shape[1], batch.first)}
+        assert batch.ids.size <= 12
+    assert len(work) < 60
+
+
+# NumPy
+
+@pytest.mark.parametrize('context, stride', [(None, None), (20, 7)])
+def test_the_figures_of_a_text_equal_numpy(case, context, stride, capsys, tmpdir):
+    path, output = str(tmpdir.join('a.txt')), str(tmpdir.join('out.jsonl'))
+    documents = [TEXT, 'Second.\n\nThird line']
+    with open(path, 'w', encoding='utf-8') as file:
+        file.write('\n<|endoftext|>\n'.join(documents))
+    expected = [numpy_nats(case, case.model.encoder.encode(text), n_ctx=context, stride=stride) for text in documents]
+    evaluate.text(path, model_name=case.model.name, models_dir=case.models_dir, context=context, stride=stride, jsonl=output)
+    figures = dict(line.rsplit(None, 1) for line in capsys.readouterr().out.splitlines())
+    whole, nats = ''.join(documents), sum(map(np.sum, expected))
+    n_words = sum(len(text.split()) for text in documents)
+    for name, value in (('nats', nats), ('perplexity per token', math.exp(nats / sum(map(len, expected)))),
+                        ('perplexity per word', math.exp(nats / n_words)), ('words', n_words), ('documents', 2),
+                        ('bits per byte', nats / math.log(2) / len(whole.encode())), ('characters', len(whole)),
+                        ('bits per character', nats / math.log(2) / len(whole))):
+        assert float(figures[name]) == pytest.approx(value, rel=1e-4), name
+    with open(output, encoding='utf-8') as file:
+        lines = [json.loads(line) for line in file]
+    assert [line['text'] for line in lines] == documents
+    for line, nats in zip(lines, expected):
+        np.testing.assert_allclose(-np.array(line['log_probabilities']), nats, rtol=1e-4, atol=1e-4)
+        assert case.model.encoder.decode(line['tokens']) == line['text']
+        assert line['nats'] == pytest.approx(nats.sum(), rel=1e-4)
+
+
+def test_each_line_can_be_a_document(case, capsys, tmpdir):
+    path, output = str(tmpdir.join('a.txt')), str(tmpdir.join('out.jsonl'))
+    with open(path, 'w', encoding='utf-8') as file:
+        file.write('One candidate\n\nAnother one\n')
+    evaluate.text(path, model_name=case.model.name, models_dir=case.models_dir, per_line=True, jsonl=output)
+    with open(output, encoding='utf-8') as file:
+        lines = [json.loads(line) for line in file]
+    assert [line['text'] for line in lines] == ['One candidate', 'Another one']
+    for line in lines:
+        assert line['nats'] == pytest.approx(numpy_nats(case, line['tokens']).sum(), rel=1e-4)
+
+
+TEXTS = {  # benchmark: (text as the benchmark has it, text as it is scored, n_words)
+    'wikitext2': (' \n = Title = \n \n A @-@ B costs $ 5 , or so . \n = Other = \n \n He said " so " . \n',
+                  '\n= Title =\n\nA-B costs $5, or so.\n= Other =\n\nHe said "so".\n', 22),
+    'ptb': (" it was n't <unk> 's N % \n no \n", "it wasn't <unk>'s N%\nno\n", 8),
+    '1bw': ('The " U.S. " spent $ 5 million , he said .\nI don \'t know .\n',
+            'The "U.S." spent $5 million, he said.\nI don\'t know.\n', 17),
+    'enwik8': ('<page>\n <title>Über</title>\n', '<page>\n <title>Über</title>\n', None),
+    'text8': (' anarchism originated as a term of abuse', ' anarchism originated as a term of abuse', None),
+}
+
+
+@pytest.mark.parametrize('benchmark', sorted(TEXTS))
+def test_the_figures_of_a_benchmark_equal_numpy(case, benchmark, tmpdir):
+    text, joined, n_words = TEXTS[benchmark]
+    path = str(tmpdir.join('text'))
+    with open(path, 'w', encoding='utf-8', newline='') as file:
+        file.write(text)
+    readings = {'as it is': [text]}
+    if n_words:
+        readings['detokenized'] = [joined]
+    if benchmark == '1bw':
+        readings['detokenized, each sentence alone'] = [line + '\n' for line in joined.split('\n')[:-1]]
+    if benchmark == 'wikitext2':
+        cut = joined.index('= Other')
+        readings['detokenized, each page alone, last window filled'] = [joined[:cut], joined[cut:]]
+    expected = {}
+    for name, documents in readings.items():
+        nats = np.concatenate([numpy_nats(case, case.model.encoder.encode(document), fills_last='filled' in name)
+                               for document in documents])
+        units = {'word': n_words, 'word or line end': n_words and n_words + text.count('\n'), 'token': len(nats)}
+        if benchmark == 'wikitext2':
+            units['word as lm-eval counts'] = n_words + 2 * 2
+        for unit, count in units.items():
+            if n_words:
+                expected['%s; perplexity per %s' % (name, unit)] = math.exp(nats.sum() / count)
+        if benchmark == 'enwik8':
+            expected[name + '; bits per byte'] = nats.sum() / math.log(2) / len(text.encode())
+        if benchmark == 'text8':
+            expected[name + '; bits per character'] = nats.sum() / math.log(2) / len(text)
+    figures = list(measure.measure(case.model, benchmark, path, ALL))
+    assert {figure.protocol: figure.value for figure in figures} == pytest.approx(expected, rel=1e-4)
+    assert {(figure.benchmark, figure.share) for figure in figures} == {(benchmark, 1)}
+
+
+def test_the_figures_of_lambada_equal_numpy(case, tmpdir):
+    """A last word of one character: the network's favourite is among the printable ones, or there is no hit to be had."""
+    contexts = ['“Yes”, he', 'A b c d', 'It was a rainy']
+    endings = [chr(code) for code in range(33, 127)]
+    path = str(tmpdir.join('lambada.jsonl'))
+    with open(path, 'w', encoding='utf-8') as file:
+        file.writelines(json.dumps({'text': context + ' ' + ending}) + '\n' for context in contexts for ending in endings)
+    encoder = case.model.encoder
+    stop_words = {token for token in encoder.decoder if encoder.decode([token]).strip().lower() in benchmarks.STOP_WORDS}
+    expected = {}
+    for name, prepare in (('as it is', lambda text: text),
+                          ('straight quotes, newline before', lambda text: '\n' + text.replace('“', '"').replace('”', '"'))):
+        found = {}
+        for context in contexts:
+            for ending in endings:
+                ids = encoder.encode(prepare(context + ' ' + ending))
+                logits_TV, nats = [x[0] for x in numpy_losses(case.weights, np.array([ids]), case.model.hparams.n_head)]
+                word = list(range(len(encoder.encode(prepare(context))), len(ids)))
+                hit = {place: logits_TV[place - 1].argmax() == ids[place] for place in word}
+                logits_TV[:, sorted(stop_words)] = -np.inf
+                allowed = {place: logits_TV[place - 1].argmax() == ids[place] for place in word}
+                for figure, value in (
+                        ('last word; perplexity', sum(nats[place - 1] for place in word)),
+                        ('last word; accuracy', all(hit.values())),
+                        ('last word, no stop words; accuracy', allowed[word[0]] and all(hit[place] for place in word[1:])),
+                        ('last token; perplexity', nats[-1]),
+                        ('last token; accuracy', hit[word[-1]]),
+                        ('last token, no stop words; accuracy', allowed[word[-1]])):
+                    found.setdefault(figure, []).append(value)
+        for figure, values in found.items():
+            mean = np.mean(np.array(values, float))
+            expected['%s; %s' % (name, figure)] = math.exp(mean) if 'perplexity' in figure else 100 * mean
+    figures = {figure.protocol: figure.value for figure in measure.measure(case.model, 'lambada', path, ALL)}
+    assert figures == pytest.approx(expected, rel=1e-4)
+
+
+def test_lambada_counts_words_tokens_and_filtered_guesses():
+    """Three passages with words of two tokens, (5, 6): guessed in full, guessed but for the filter, guessed at the end."""
+    batch = measure.Batch([0, 1, 2], np.array([[1, 5, 6]] * 3), 1)
+    nats = np.log([[2, 3], [4, 5], [6, 7]])
+    likeliest = np.array([[5, 6], [8, 6], [5, 9]])
+    allowed = np.array([[5, 6], [5, 6], [5, 6]])
+    sums = {name: total.value() for name, _, total in measure.lambada_sums([(batch, (nats, likeliest, allowed))])}
+    assert sums == pytest.approx({
+        'last word; perplexity': (6 * 20 * 42) ** (1 / 3), 'last word; accuracy': 100 / 3,
+        'last word, no stop words; accuracy': 200 / 3, 'last token; perplexity': (3 * 5 * 7) ** (1 / 3),
+        'last token; accuracy': 200 / 3, 'last token, no stop words; accuracy': 100})
+
+
+def test_the_figures_of_cbt_equal_numpy(case, tmpdir):
+    """The answers are what the network chooses, but for every third question."""
+    random = np.random.RandomState(0)
+    words = ['cat', 'dog', 'sun', 'egg', 'hat', 'map', 'ink', 'jar', 'kit', 'log']
+    questions, right = [], {}
+    for number in range(9):
+        candidates = [words[i] for i in random.permutation(10)]
+        before, after = '`` a ', " 's , ''"
+        chosen = {}
+        for name in ('as it is', 'detokenized'):
+            totals = []
+            for candidate in candidates:
+                text, head = 'Hm . ' + before + candidate + after, 'Hm . ' + before + candidate
+                if name == 'detokenized':
+                    text, head = 'Hm. "a ' + candidate + '\'s,"', 'Hm. "a ' + candidate
+                encode = case.model.encoder.encode
+                assert len(encode(text)) <= case.model.hparams.n_ctx
+                nats = numpy_nats(case, encode(text))
+                start = len(encode(head[:-len(candidate) - 1]))
+                totals.append((nats.sum(), nats[start:len(encode(head))].sum()))
+            chosen[name, 'whole text'], chosen[name, 'candidate alone'] = np.argmin(totals, axis=0)
+        answer = chosen['as it is', 'whole text'] if number % 3 else chosen['detokenized', 'candidate alone']
+        for protocol, choice in chosen.items():
+            right.setdefault('%s; %s; accuracy' % protocol, []).append(choice == answer)
+        questions.append('1 Hm .\n2 %sXXXXX%s\t%s\t\t%s\n' % (before, after, candidates[answer], '|'.join(candidates)))
+    path = str(tmpdir.join('cbtest_NE_test.txt'))
+    with open(path, 'w', encoding='utf-8') as file:
+        file.write('\n'.join(questions))
+    figures = list(measure.measure(case.model, 'cbt', path, ALL))
+    assert {figure.protocol: figure.value for figure in figures} == pytest.approx(
+        {protocol: 100 * np.mean(hits) for protocol, hits in right.items()})
+    assert {figure.benchmark for figure in figures} == {'cbt-ne'}
+
+
+def test_of_a_question_that_is_too_long_the_candidate_stays_and_a_token_before_it(case):
+    n_ctx = case.model.hparams.n_ctx
+    for n_before, n_after in ((3 * n_ctx, 1), (3 * n_ctx, 2 * n_ctx), (3, 2 * n_ctx), (3, 3)):
+        question = benchmarks.Question('. ' * n_before, 'So ', ' .' * n_after, ['#1', '@23', '&456'], 0)
+        ids, first, ends = measure.candidate_rows(case.model, question, None)
+        assert first >= 1 and ids.shape[1] <= n_ctx + 1
+        for row, candidate, n_text, n_candidate in zip(ids, question.candidates, ends['text'], ends['candidate']):
+            assert case.model.encoder.decode(row[first:first + n_candidate]).strip() == candidate
+            text = question.context + ' ' + question.before + candidate + question.after
+            assert text.endswith(case.model.encoder.decode(row[first:first + n_text]).strip()) or n_text + first > n_ctx
+
+
+# transformers and lm-eval
+
+@pytest.mark.parametrize('overlap', [0, 5])
+def test_the_nats_of_a_text_equal_transformers_with_a_sliding_window(case, overlap):
+    theirs = torch_model(case)
+    import torch
+    n_ctx = case.model.hparams.n_ctx
+    stride = n_ctx - overlap
+    with open(reference.__file__, encoding='utf-8') as file:
+        ids = case.model.encoder.encode(file.read()[:2000])
+    tokens = torch.tensor([[case.model.encoder.end_of_text] + ids])
+    nats, n_seen = [], 1
+    for begin in range(0, len(ids), stride):
+        end = min(begin + n_ctx + 1, len(ids) + 1)
+        with torch.no_grad():
+            logits = theirs(tokens[:, begin:end - 1]).logits
+        losses = torch.nn.functional.cross_entropy(logits[0], tokens[0, begin + 1:end], reduction='none')
+        nats.append(losses[n_seen - begin - 1:].numpy())
+        n_seen = end
+        if end == len(ids) + 1:
+            break
+    options = ALL._replace(stride=stride)
+    ours, interrupted = measure.score_documents(case.model, [ids], options, label='')
+    assert not interrupted
+    np.testing.assert_allclose(ours[0], np.concatenate(nats), rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture(scope='module')
+def harness(case):
+    """lm-eval's model: the same weights in transformers, and the tokenizer of transformers over the same vocabulary."""
+    for name in ('lm_eval', 'accelerate'):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip('needs lm-eval: pip install lm-eval accelerate')
+    os.environ['HF_HUB_OFFLINE'] = '1'
+    from lm_eval.models.huggingface import HFLM
+    import transformers
+    tokenizer = transformers.GPT2Tokenizer(vocab=os.path.join(case.folder, 'encoder.json'),
+                                           merges=os.path.join(case.folder, 'vocab.bpe'))
+    return HFLM(pretrained=torch_model(case), tokenizer=tokenizer, batch_size=32, device='cpu',
+                max_length=case.model.hparams.n_ctx, prefix_token_id=case.model.encoder.end_of_text)
+
+
+def harness_results(harness, task, path, folder):
+    """What lm-eval says about a task whose documents are the lines of a JSON file."""
+    from lm_eval.evaluator import simple_evaluate
+    task.update(task='local', dataset_path='json', dataset_name=None, test_split='test',
+                dataset_kwargs={'data_files': {'test': path}, 'cache_dir': folder})
+    task.pop('tag', None)
+    results = simple_evaluate(model=harness, tasks=[task], bootstrap_iters=0, log_samples=False)['results']['local']
+    return {name.split(',')[0]: value for name, value in results.items()}
+
+
+def test_lambada_equals_lm_eval(case, harness, shared, tmpdir):
+    import lm_eval.tasks
+    import yaml
+    with open(os.path.join(os.path.dirname(lm_eval.tasks.__file__), 'lambada', 'lambada_openai.yaml'), encoding='utf-8') as file:
+        task = yaml.safe_load(file)
+    path = str(tmpdir.join('lambada.jsonl'))
+    with open(os.path.join(shared, 'eval', 'lambada_test.jsonl'), encoding='utf-8') as source:
+        with open(path, 'w', encoding='utf-8') as file:
+            file.writelines(line for number, line in enumerate(source) if number < 40)
+    theirs = harness_results(harness, task, path, str(tmpdir))
+    ours = {figure.protocol: figure.value for figure in measure.measure(case.model, 'lambada', path, ALL)}
+    assert ours['as it is; last word; perplexity'] == pytest.approx(theirs['perplexity'], rel=1e-4)
+    assert ours['as it is; last word; accuracy'] == pytest.approx(100 * theirs['acc'], rel=1e-4)
+
+
+def test_wikitext_equals_lm_eval_but_for_its_detokenizer_which_cannot_be_undone(case, harness, shared, tmpdir):
+    """lm-eval is given our text of each page, and counts the words of the page by itself."""
+    from lm_eval.tasks.wikitext import preprocess_wikitext
+    import detokenize
+    with open(os.path.join(shared, 'eval', 'wiki.test.raw'), encoding='utf-8', newline='') as file:
+        pages = [page[:1000].rpartition('\n')[0] + '\n' for page in benchmarks.wikitext_pages(file.read())[:3]]
+    path = str(tmpdir.join('wiki.test.raw'))
+    with open(path, 'w', encoding='utf-8', newline='') as file:
+        file.write(''.join(pages))
+    with open(path + '.json', 'w', encoding='utf-8') as file:
+        file.writelines(json.dumps({'page': page}) + '\n' for page in pages)
+    task = {'output_type': 'loglikelihood_rolling', 'doc_to_text': '',
+            'doc_to_target': lambda doc: detokenize.detokenize(doc['page'], detokenize.WIKITEXT),
+            'process_results': preprocess_wikitext.process_results,
+            'metric_list': [{'metric': name} for name in ('word_perplexity', 'byte_perplexity', 'bits_per_byte')]}
+    theirs = harness_results(harness, task, path + '.json', str(tmpdir))
+    ours = {figure.protocol: figure.value for figure in measure.measure(case.model, 'wikitext103', path, ALL)}
+    name = 'detokenized, each page alone, last window filled; perplexity per word as lm-eval counts'
+    assert ours[name] == pytest.approx(theirs['word_perplexity'], rel=1e-4)
+
+
+# What ends early, and the table
+
+class Countdown:
+    """A scorer whose tokens all cost ln 2, and which Ctrl-C meets when it has been asked a number of times."""
+
+    def __init__(self, n_calls):
+        self.n_calls = n_calls
+
+    def __call__(self, ids, first=1):
+        if not self.n_calls:
+            raise KeyboardInterrupt
+        self.n_calls -= 1
+        return np.full([len(ids), ids.shape[1] - first], math.log(2), np.float32)
+
+
+def test_interrupted_or_limited_the_figures_are_of_what_is_done_and_say_how_much(case, tmpdir, capsys):
+    """Every token costs the same, so that any part of the text gives the figure of the whole, if the words are its share."""
+    path = str(tmpdir.join('enwik8'))
+    with open(path, 'w', encoding='utf-8') as file:
+        file.write(TEXT * 10)
+    model = case.model._replace(score=Countdown(2))
+    whole = list(measure.measure(case.model._replace(score=Countdown(10 ** 6)), 'enwik8', path, ALL))
+    figures = measure.measure(model, 'enwik8', path, ALL)
+    found = []
+    with pytest.raises(KeyboardInterrupt):
+        found.extend(iter_into(figures, found))
+    assert found[0].value == pytest.approx(whole[0].value, rel=1e-6)
+    n_token = len(case.model.encoder.encode(TEXT * 10))
+    assert found[0].share == pytest.approx(4 * case.model.hparams.n_ctx / n_token)
+    limited = list(measure.measure(model._replace(score=Countdown(9)), 'enwik8', path, ALL._replace(limit=1)))
+    assert limited[0].share == pytest.approx(case.model.hparams.n_ctx / n_token)
+    evaluate.print_table(model, limited, [])
+    assert '(%.3g %% of it)' % (100 * limited[0].share) in capsys.readouterr().out
+
+
+def iter_into(figures, found):
+    for figure in figures:
+        found.append(figure)
+    return []
+
+
+def test_the_table_names_what_is_missing_and_has_the_papers_figures_beside_a_released_name(tiny_models, tmpdir, capsys):
+    models = str(tmpdir.join('models'))
+    for name in ('117M', 'mine'):
+        shutil.copytree(os.path.join(tiny_models, 'tiny'), os.path.join(models, name))
+    for name, text in (('text8', TEXTS['text8'][0]), ('wiki.test.raw', TEXTS['wikitext2'][0])):
+        tmpdir.join('data', 'deep', name).write_binary(text.encode('utf-8'), ensure=True)
+    evaluate.table(str(tmpdir.join('data')), models_dir=models)
+    out, err = capsys.readouterr()
+    rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in out.splitlines()]
+    assert rows[0] == ['model', 'benchmark', 'protocol', 'measured', 'paper', 'difference']
+    found = {tuple(row[:3]): row[3:] for row in rows[2:]}
+    measured, paper, difference = found['117M', 'text8', 'as it is; bits per character']
+    assert paper == '1.170' and float(difference) == pytest.approx(float(measured) - 1.17, abs=0.01)
+    assert found['mine', 'text8', 'as it is; bits per character'] == [measured, '', '']
+    key = 'as it is; perplexity per token'
+    assert found['117M', 'wikitext2', key][:2] == [found['117M', 'wikitext103', key][0], '29.41']
+    assert found['117M', 'wikitext103', key][1] == '37.50'
+    assert len(found) == len(rows) - 2
+    assert 'lambada is not measured: no lambada_test.jsonl in' in err and 'lambada_test.jsonl' in err and 'sha256sum' in err
+    assert not any(line.startswith(('text8', 'wikitext')) for line in err.splitlines())
+
+
+def test_the_chart_is_a_png(tmpdir):
+    pytest.importorskip('matplotlib', reason='needs matplotlib')
+    import matplotlib
+    matplotlib.use('Agg')
+    path = str(tmpdir.join('chart.png'))
+    evaluate.draw([evaluate.Line('117M', 'ptb', 'raw', 'perplexity', 70.0, 65.85), evaluate.Line('demo', 'ptb', 'raw', 'perplexity', 90.0, None),
+                   evaluate.Line('demo', 'text8', 'raw', 'bits', 1.5, None)], path)
+    with open(path, 'rb') as file:
+        assert file.read(8) == b'\x89PNG\r\n\x1a\n'
+    assert os.listdir(str(tmpdir)) == ['chart.png']
+
+
+# The script
+
+def run(*arguments, stderr):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith('TF_')}
+    return subprocess.Popen([sys.executable, os.path.join(ROOT, 'src', 'evaluate.py')] + list(arguments), env=environment,
+                            stdout=subprocess.PIPE, stderr=stderr, universal_newlines=True)
+
+
+@pytest.mark.parametrize('arguments, message', [
+    ([], 'no command given; the commands are 1bw, cbt'),
+    (['text', 'a.txt', '--strid', '3'], 'the flags are --paths --model_name'),
+    (['lambada', 'nowhere.jsonl'], 'no file nowhere.jsonl; `curl'),
+])
+def test_what_cannot_be_done_is_one_line_at_once(arguments, message):
+    process = run(*arguments, stderr=subprocess.PIPE)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (1, '')
+    assert message in err and err.startswith('evaluate.py: ') and err.count('\n') == 1
+
+
+def test_options_are_checked_at_the_door(tiny_models):
+    for options, message in (({'stride': 0}, '--stride is 0; it must be 1 or more'), ({'limit': 0}, '--limit is 0'),
+                             ({'batch_size': -1}, '--batch_size is -1'), ({'context': 0}, '--context is 0')):
+        with pytest.raises(ValueError, match=message):
+            evaluate.text('a.txt', **options)
+    with pytest.raises(ValueError, match='no text given'):
+        evaluate.text()
+    with pytest.raises(ValueError, match='--context is 33, and the model tiny sees 32 tokens at most'):
+        evaluate.text(__file__, model_name='tiny', models_dir=tiny_models, context=33)
+    with pytest.raises(FileNotFoundError, match='no file of a benchmark in'):
+        evaluate.table(os.path.join(ROOT, 'src'), models_dir=tiny_models)
+
+
+def test_ctrl_c_prints_what_is_done(tiny_models, tmpdir):
+    path = str(tmpdir.join('a.txt'))
+    with open(path, 'w', encoding='utf-8') as file:
+        file.write(TEXT * 1000)
+    ours, theirs = pty.openpty()  # a bar is for a terminal, and needs room for its figure
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack('HHHH', 24, 120, 0, 0))
+    process = run('text', path, '--model_name', 'tiny', '--models_dir', tiny_models, '--batch_size', '1', stderr=theirs)
+    os.close(theirs)
+    bar = b''
+    while b'perplexity' not in bar:
+        bar += os.read(ours, 1000)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=30)
+    os.close(ours)
+    assert process.returncode == 0
+    figures = dict(re.findall(r'(\S.*?)  +(\S+)', out))
+    assert 0 < float(figures['share scored']) < 100
+    assert float(figures['perplexity per token']) > 1
