@@ -1,10 +1,11 @@
 """A function as a command line: Fire reads its flags, and here is all else that a process owes the one who ran it."""
-from concurrent.futures import ThreadPoolExecutor
+import _thread
 import contextlib
 import functools
 import inspect
 import io
 import os
+import re
 import sys
 
 import fire
@@ -49,7 +50,7 @@ def choose(functions, arguments):
         return functions, arguments
     commands = ', '.join(sorted(functions))
     name = arguments[0] if arguments else None
-    if name in ('--help', '-h'):
+    if {'--help', '-h'} & set(arguments) and name not in functions:
         print('Say first what to do; COMMAND --help tells more.\n')
         for command in sorted(functions):
             print('    %-12s %s' % (command, functions[command].__doc__.split('\n')[0]))
@@ -66,6 +67,7 @@ def parse(function, arguments):
     Raises ValueError for what function does not take.
     """
     calls = []
+    parameters = inspect.signature(function).parameters
 
     @functools.wraps(function)
     def note(*positional, **named):
@@ -73,18 +75,27 @@ def parse(function, arguments):
 
     # Fire calls a function first and complains about flags that it does not have afterwards: so it calls a note-taker.
     asks_help = bool({'--help', '-h'} & set(arguments))
-    output = contextlib.suppress() if asks_help else contextlib.redirect_stderr(io.StringIO())
+    if not asks_help:  # where the note-taker's decoration would show
+        as_typed = {name: str for name in parameters if kind_of(parameters[name]) is str}  # a model may be called 1e3
+        note = fire.decorators.SetParseFns(**as_typed)(note)
+    said = io.StringIO()
     try:
-        with output:
-            fire.Fire(note, command=[argument for argument in arguments if argument != '--'] if asks_help else arguments)
+        with contextlib.redirect_stderr(said):
+            fire.Fire(note, command=['--', '--help'] if asks_help else arguments)
     except fire.core.FireExit as end:
-        if end.code == 0:
+        if asks_help:
+            print(re.sub('\x1b\\[[0-9]*m', '', said.getvalue()))  # an older Fire sets words in bold, in files too
             raise
-        parameters = ' '.join('--' + name for name in inspect.signature(function).parameters)
-        raise ValueError('%s; the flags are %s (--help explains them)' % (end.trace.elements[-1].ErrorAsStr(), parameters))
+        raise ValueError('%s; the flags are %s (--help explains them)'
+                         % (end.trace.elements[-1].ErrorAsStr(), ' '.join('--' + name for name in parameters)))
     positional, named = calls[0]
     check_types(function, positional, named)
     return calls[0]
+
+
+def kind_of(parameter):
+    """The type of a parameter: its annotation, or else its default's."""
+    return type(parameter.default) if parameter.annotation is parameter.empty else parameter.annotation
 
 
 def check_types(function, positional, named):
@@ -94,7 +105,7 @@ def check_types(function, positional, named):
         parameter = signature.parameters[name]
         if value is parameter.default:
             continue
-        kind = type(parameter.default) if parameter.annotation is parameter.empty else parameter.annotation
+        kind = kind_of(parameter)
         wanted = {int: 'a whole number', float: 'a number', bool: 'True or False'}.get(kind)
         fits = isinstance(value, (int, float) if kind is float else kind) if wanted else True
         if not fits or (isinstance(value, bool) and wanted and kind is not bool):
@@ -103,6 +114,9 @@ def check_types(function, positional, named):
 
 def speak_utf8():
     """Make the standard streams UTF-8: a byte that is not becomes U+FFFD on the way in, a lone surrogate ? on the way out."""
+    for name in ('stdin', 'stdout', 'stderr'):
+        if getattr(sys, name) is None:  # its descriptor is closed, and the lowest free one: this file gets it
+            setattr(sys, name, open(os.devnull, 'r' if name == 'stdin' else 'w', encoding='utf-8'))
     if hasattr(sys.stdin, 'detach'):
         sys.stdin = io.TextIOWrapper(sys.stdin.detach(), encoding='utf-8', errors='replace')
     for name in ('stdout', 'stderr'):
@@ -114,4 +128,20 @@ def speak_utf8():
 
 def wait_for(function, *positional, **named):
     """What function returns, called in a thread: Ctrl-C is answered at once, where TensorFlow would hold it for minutes."""
-    return ThreadPoolExecutor(max_workers=1).submit(function, *positional, **named).result()
+    outcome = {}
+    running = _thread.allocate_lock()
+    running.acquire()
+
+    def call():
+        try:
+            outcome['value'] = function(*positional, **named)
+        except BaseException as error:
+            outcome['error'] = error
+        running.release()
+
+    # Not threading.Thread nor an executor: a KeyboardInterrupt that comes inside their Python code may get lost.
+    _thread.start_new_thread(call, ())
+    running.acquire()
+    if 'error' in outcome:
+        raise outcome['error']
+    return outcome['value']

@@ -25,16 +25,18 @@ def sample_model(model_name='117M', seed: int = None, nsamples=0, batch_size=1, 
 
     import sample
     from tf1 import tf
+    sample.check_seed(seed)
+    batches = sample.batches(nsamples, batch_size)
     hparams = checkpoint.load_hparams(model_name, models_dir)
     if length is None:
         length = hparams.n_ctx
     context = tf.placeholder(tf.int32, [None, 1])
-    draws = tf.placeholder(tf.float64, [None, length])
+    draws = tf.placeholder(tf.float64, [None, None])
     output = sample.sample_sequence(hparams=hparams, length=length, context=context, draws=draws,
                                     temperature=temperature, top_k=top_k, top_p=top_p)
     with checkpoint.session() as sess:
         checkpoint.restore(sess, model_name, models_dir)
-        for numbers in sample.batches(nsamples, batch_size):
+        for numbers in batches:
             rows = flags.wait_for(sess.run, output, {
                 context: [[text_encoder.end_of_text]] * len(numbers),
                 draws: sample.random_draws(seed, numbers, length)})

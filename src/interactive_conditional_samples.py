@@ -31,6 +31,8 @@ def interact_model(model_name='117M', seed: int = None, nsamples=1, batch_size=1
 
     import sample
     from tf1 import tf
+    sample.check_seed(seed)
+    sample.batches(nsamples, batch_size)  # raises now for what could not be done later
     hparams = checkpoint.load_hparams(model_name, models_dir)
     if length is None:
         length = hparams.n_ctx // 2
@@ -38,7 +40,7 @@ def interact_model(model_name='117M', seed: int = None, nsamples=1, batch_size=1
     if longest_prompt < 1:
         raise ValueError('length is %d, over the context of %d; pass less, to leave room for a prompt' % (length, hparams.n_ctx))
     context = tf.placeholder(tf.int32, [None, None])
-    draws = tf.placeholder(tf.float64, [None, length])
+    draws = tf.placeholder(tf.float64, [None, None])
     output = sample.sample_sequence(hparams=hparams, length=length, context=context, draws=draws,
                                     temperature=temperature, top_k=top_k, top_p=top_p)
     with checkpoint.session() as sess:

@@ -73,8 +73,9 @@ def next_tokens(logits_BV, draw_B, *, temperature, top_k, top_p):
     """One token for each row: int32 [B]. Temperature first, then top_k, then top_p; temperature 0 is the arg-max."""
     if isinstance(temperature, numbers.Number) and temperature == 0:
         return tf.argmax(logits_BV, axis=-1, output_type=tf.int32)
-    # From the maximum down, a temperature however low overflows to -inf and never to NaN.
-    logits_BV = (logits_BV - tf.reduce_max(logits_BV, axis=-1, keepdims=True)) / tf.cast(temperature, tf.float32)
+    # From the maximum down, a temperature however low gives -inf at the most, and never NaN.
+    temperature = tf.maximum(tf.cast(temperature, tf.float32), np.finfo(np.float32).tiny)
+    logits_BV = (logits_BV - tf.reduce_max(logits_BV, axis=-1, keepdims=True)) / temperature
     return pick(top_p_logits(top_k_logits(logits_BV, top_k), top_p), draw_B)
 
 
@@ -145,6 +146,12 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
     return State(*end).tokens_BS
 
 
+def check_seed(seed):
+    """Raises ValueError for a seed outside 0 ... 2^32 - 1; None is any."""
+    if seed is not None and not 0 <= seed < 2 ** 32:
+        raise ValueError('seed is %d; it must be 0 to 4294967295' % seed)
+
+
 def check_options(length, temperature):
     """Raises ValueError for what no sampler can do."""
     if length < 0:
@@ -193,8 +200,7 @@ def random_draws(seed, sample_numbers, length):
     A row depends on seed and its sample's number alone. seed None: other numbers each time.
     Raises ValueError for a seed outside 0 ... 2^32 - 1.
     """
-    if seed is not None and not 0 <= seed < 2 ** 32:
-        raise ValueError('seed is %d; it must be 0 to 4294967295' % seed)
+    check_seed(seed)
     # RandomState, because NumPy keeps what it draws the same in all versions.
     return np.array([np.random.RandomState(seed if seed is None else [seed, number]).random_sample(length)
                      for number in sample_numbers])

@@ -29,10 +29,10 @@ import flags
 BETAS = 0.9, 0.95  # of Adam, as Brown et al. 2020 (arXiv:2005.14165), appendix B
 
 
-def train(data, run_name, *, valid=None, model_name=None, hparams=None, vocab=None, vocab_size: int = None, batch_size=2,
-          accumulate=1, learning_rate=5e-5, warmup=100, decay: int = None, weight_decay=0.01, clip=1.0, dropout=0.1,
-          steps=1000, save_every=100, keep=1, valid_every=100, sample_every=0, recompute=False, seed=0,
-          models_dir='models'):
+def train(data: str, run_name: str, *, valid: str = None, model_name: str = None, hparams: str = None, vocab: str = None,
+          vocab_size: int = None, batch_size=2, accumulate=1, learning_rate=5e-5, warmup=100, decay: int = None,
+          weight_decay=0.01, clip=1.0, dropout=0.1, steps=1000, save_every=100, keep=1, valid_every=100, sample_every=0,
+          recompute=False, seed=0, models_dir='models'):
     """Train a model on text, into a folder that every script takes by name.
 
     Args:
