@@ -1,6 +1,7 @@
 # make sample                     text from a model, in a virtual environment of its own
 # make test PYTHON=python3.6      the tests with TensorFlow 1.12.0; PYTEST_ARGS='-k encoder' chooses some
 # make samples                    the files of gpt-2-samples, anew
+# make bench                      how fast it is beside other engines; BENCH_ARGS='--quick' is a short look, '--help' tells more
 # make clean                      removes the virtual environments
 # PYTHON picks TensorFlow; TENSORFLOW=tensorflow-gpu==1.12.0 overrides it. Each pair has an environment of its own.
 
@@ -26,7 +27,7 @@ venv := .venv-$(version)-$(shell printf '%s' '$(TENSORFLOW)' | tr -cs 'A-Za-z0-9
 python := $(venv)/bin/python
 model := $(if $(wildcard models/demo/hparams.json),demo,117M)
 
-.PHONY: sample samples test clean
+.PHONY: sample samples test bench clean
 
 sample: $(venv)/installed
 ifneq ($(model),demo)
@@ -36,6 +37,9 @@ endif
 
 test: $(venv)/installed-for-tests
 	$(python) -m pytest tests -rs $(PYTEST_ARGS)
+
+bench: $(venv)/installed-for-bench
+	$(python) tests/benchmark.py $(BENCH_ARGS)
 
 samples: $(venv)/installed
 	PATH="$(abspath $(venv))/bin:$$PATH" gpt-2-samples/make.sh
@@ -49,6 +53,11 @@ $(venv)/installed: requirements.txt
 
 $(venv)/installed-for-tests: $(venv)/installed tests/requirements.txt
 	$(python) -m pip install --quiet -r requirements.txt -r tests/requirements.txt '$(TENSORFLOW)'
+	touch $@
+
+# One by one: what does not install, as llama.cpp without a compiler, is missing from the table and takes nothing with it.
+$(venv)/installed-for-bench: $(venv)/installed tests/requirements-bench.txt
+	sed 's/ *#.*//; /^$$/d' tests/requirements-bench.txt | while IFS= read -r line; do $(python) -m pip install --quiet "$$line" || true; done
 	touch $@
 
 clean:

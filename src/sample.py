@@ -20,11 +20,11 @@ def top_k_logits(logits, k):
     Raises ValueError for k below 0.
     Source: Fan et al. 2018 (arXiv:1805.04833), section 5.4.
     """
+    check_top_k(k)
     if isinstance(k, numbers.Number):
-        if k < 0 or k != int(k):
-            raise ValueError('top_k is %r; it must be a whole number, 1 or more, or 0 to keep every token' % k)
         if k == 0:
             return logits
+        k = min(k, 2 ** 31 - 1)  # what an int32 holds, and more than any vocabulary has
     n_vocab = tf.shape(logits)[-1]
     k = tf.where(tf.equal(k, 0), n_vocab, tf.minimum(tf.cast(k, tf.int32), n_vocab))
     kth_B1 = tf.nn.top_k(logits, k=k).values[:, -1:]
@@ -39,17 +39,21 @@ def top_p_logits(logits, p):
     Raises ValueError for p outside (0, 1].
     Source: Holtzman et al. 2019 (arXiv:1904.09751), section 3.1.
     """
-    if isinstance(p, numbers.Number):
-        if not 0 < p <= 1:
-            raise ValueError('top_p is %r; it must be over 0 and at most 1, which keeps every token' % p)
-        if p == 1:
-            return logits
+    check_top_p(p)
+    if isinstance(p, numbers.Number) and p == 1:
+        return logits
     sorted_BV = tf.nn.top_k(logits, k=tf.shape(logits)[-1]).values  # tf.sort is not in TensorFlow 1.12
     probability_BV = tf.nn.softmax(tf.cast(sorted_BV, tf.float64))
     mass_before_BV = tf.cumsum(probability_BV, axis=-1, exclusive=True)
-    n_kept_B = tf.reduce_sum(tf.cast(mass_before_BV < tf.cast(p, tf.float64), tf.int32), axis=-1)
-    last_kept_B = tf.gather_nd(sorted_BV, tf.stack([tf.range(tf.shape(logits)[0]), n_kept_B - 1], axis=-1))
+    n_kept_B = tf.reduce_sum(tf.cast(mass_before_BV < as_float64(p), tf.int32), axis=-1)
+    last_B = tf.maximum(n_kept_B - 1, 0)  # the processor may take the smallest p for 0
+    last_kept_B = tf.gather_nd(sorted_BV, tf.stack([tf.range(tf.shape(logits)[0]), last_B], axis=-1))
     return keep(logits, logits >= last_kept_B[:, None])
+
+
+def as_float64(x):
+    """A tensor of x. A Python number would become float32 first, and lose half of its digits."""
+    return tf.cast(x, tf.float64) if isinstance(x, tf.Tensor) else tf.constant(np.asarray(x, np.float64))
 
 
 def keep(logits, kept):
@@ -74,7 +78,7 @@ def next_tokens(logits_BV, draw_B, *, temperature, top_k, top_p):
     if isinstance(temperature, numbers.Number) and temperature == 0:
         return tf.argmax(logits_BV, axis=-1, output_type=tf.int32)
     # From the maximum down, a temperature however low gives -inf at the most, and never NaN.
-    temperature = tf.maximum(tf.cast(temperature, tf.float32), np.finfo(np.float32).tiny)
+    temperature = tf.maximum(tf.cast(temperature, tf.float32), 1e-30)
     logits_BV = (logits_BV - tf.reduce_max(logits_BV, axis=-1, keepdims=True)) / temperature
     return pick(top_p_logits(top_k_logits(logits_BV, top_k), top_p), draw_B)
 
@@ -99,17 +103,19 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
         columns may come back. Without one, -1 follows where a shorter prompt has had its length tokens.
     draws: float [B, length] in [0, 1), the only randomness: row i picks its j-th token with draws[i, j]. None: drawn in the
         graph.
-    Returns int32 [B, C + length]: prompts and continuations.
-    Raises ValueError for options that contradict each other or that no model has room for. Where C is known only when the
-        graph runs, too long a prompt is an InvalidArgumentError there.
+    Returns int32 [B, C + length]: prompts and continuations. If all prompts are shorter than C, as wide as the longest needs.
+    Raises ValueError for options that contradict each other or that no model has room for. What is known only when the graph
+        runs, such as the width of a placeholder, is an InvalidArgumentError there.
     """
     hparams.check()
-    check_options(length, temperature)
+    check_options(length, temperature, top_k, top_p)
     context_BC = check_context(hparams, length, context, start_token, batch_size)
+    if length == 0:
+        return context_BC
     batch, n_context = model.sizes(context_BC)
     n_total = n_context + length
-    length_B = tf.fill([batch], n_context) if context_lengths is None else tf.cast(context_lengths, tf.int32)
-    draws = tf.random_uniform([batch, length], dtype=tf.float64) if draws is None else tf.cast(draws, tf.float64)
+    length_B = tf.fill([batch], n_context) if context_lengths is None else check_lengths(context_lengths, n_context)
+    draws = tf.random_uniform([batch, length], dtype=tf.float64) if draws is None else as_float64(draws)
     filler_B = tf.fill([batch], NO_TOKEN if end_token is None else end_token)
 
     def unfinished(*state):
@@ -135,7 +141,7 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
             ended_B=ended_B)
 
     prompt_BT = context_BC[:, :tf.reduce_min(length_B)]
-    start = State(fed_BT=prompt_BT, cache=model.empty_cache(hparams, batch), tokens_BS=prompt_BT, ended_B=tf.fill([batch], length == 0))
+    start = State(fed_BT=prompt_BT, cache=model.empty_cache(hparams, batch), tokens_BS=prompt_BT, ended_B=tf.fill([batch], False))
     known_batch = context_BC.shape.as_list()[0]
     shapes = State(
         fed_BT=tf.TensorShape([known_batch, None]),
@@ -144,41 +150,6 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
         ended_B=tf.TensorShape([known_batch]))
     end = tf.while_loop(unfinished, step, start, shape_invariants=shapes, back_prop=False)
     return State(*end).tokens_BS
-
-
-def check_seed(seed):
-    """Raises ValueError for a seed outside 0 ... 2^32 - 1; None is any."""
-    if seed is not None and not 0 <= seed < 2 ** 32:
-        raise ValueError('seed is %d; it must be 0 to 4294967295' % seed)
-
-
-def check_options(length, temperature):
-    """Raises ValueError for what no sampler can do."""
-    if length < 0:
-        raise ValueError('length is %r; it must be 0 or more tokens' % length)
-    if isinstance(temperature, numbers.Number) and not 0 <= temperature < float('inf'):
-        raise ValueError('temperature is %r; it must be over 0, or 0 for the likeliest token each time' % temperature)
-
-
-def check_context(hparams, length, context, start_token, batch_size):
-    """The prompts that sample_sequence is to continue, int32 [B, C]. Raises as it does."""
-    if (start_token is None) == (context is None):
-        raise ValueError('give either start_token and batch_size, or context')
-    if context is None and batch_size is None:
-        raise ValueError('start_token needs batch_size, the number of samples')
-    context_BC = tf.fill([batch_size, 1], start_token) if context is None else tf.convert_to_tensor(context, tf.int32)
-    n_context = model.size(context_BC, 1)
-    most = hparams.n_ctx + 1  # the last token drawn is never fed back
-    if not isinstance(n_context, int):
-        message = 'prompt + length (%d) is over the context of %d; shorten one of them' % (length, hparams.n_ctx)
-        with tf.control_dependencies([tf.assert_less_equal(n_context + length, most, message=message)]):
-            return tf.identity(context_BC)
-    if n_context < 1:
-        raise ValueError('the prompt has no token; start from the end-of-text token')
-    if n_context + length > most:
-        raise ValueError('prompt (%d tokens) + length (%d) is over the context of %d; pass length %d or less'
-                         % (n_context, length, hparams.n_ctx, most - n_context))
-    return context_BC
 
 
 def batches(n, batch_size):
@@ -204,3 +175,71 @@ def random_draws(seed, sample_numbers, length):
     # RandomState, because NumPy keeps what it draws the same in all versions.
     return np.array([np.random.RandomState(seed if seed is None else [seed, number]).random_sample(length)
                      for number in sample_numbers])
+
+
+def check_seed(seed):
+    """Raises ValueError for a seed outside 0 ... 2^32 - 1; None is any."""
+    if seed is not None and not 0 <= seed < 2 ** 32:
+        raise ValueError('seed is %d; it must be 0 to 4294967295' % seed)
+
+
+def check_options(length, temperature, top_k, top_p):
+    """Raises ValueError for what no sampler can do."""
+    if length < 0:
+        raise ValueError('length is %r; it must be 0 or more tokens' % length)
+    if isinstance(temperature, numbers.Number) and not 0 <= temperature < float('inf'):
+        raise ValueError('temperature is %r; it must be over 0, or 0 for the likeliest token each time' % temperature)
+    check_top_k(top_k)
+    check_top_p(top_p)
+
+
+def check_top_k(k):
+    """Raises ValueError for a number of tokens that cannot be; a tensor passes."""
+    if not isinstance(k, tf.Tensor) and (not isinstance(k, numbers.Integral) or k < 0):
+        raise ValueError('top_k is %r; it must be a whole number, 1 or more, or 0 to keep every token' % k)
+
+
+def check_top_p(p):
+    """Raises ValueError for a share of the probability that cannot be; a tensor passes."""
+    if not isinstance(p, tf.Tensor) and not 0 < p <= 1:
+        raise ValueError('top_p is %r; it must be over 0 and at most 1, which keeps every token' % p)
+
+
+def check_context(hparams, length, context, start_token, batch_size):
+    """The prompts that sample_sequence is to continue, int32 [B, C]. Raises as it does."""
+    if (start_token is None) == (context is None):
+        raise ValueError('give either start_token and batch_size, or context')
+    if context is None and batch_size is None:
+        raise ValueError('start_token needs batch_size, the number of samples')
+    context_BC = tf.fill([batch_size, 1], start_token) if context is None else tf.convert_to_tensor(context, tf.int32)
+    if context_BC.shape.ndims != 2:
+        raise ValueError('context has the shape %s; it must be [batch, tokens]' % context_BC.shape)
+    known_batch = context_BC.shape.as_list()[0]
+    if isinstance(batch_size, int) and known_batch not in (None, batch_size):
+        raise ValueError('context has %d rows, and batch_size is %d; leave batch_size out' % (known_batch, batch_size))
+    n_context = model.size(context_BC, 1)
+    most = hparams.n_ctx + 1  # the last token drawn is never fed back
+    if not isinstance(n_context, int):
+        message = 'prompt + length (%d) is over the context of %d; shorten one of them' % (length, hparams.n_ctx)
+        checks = [tf.assert_less_equal(n_context + length, most, message=message),
+                  tf.assert_positive(n_context, message='the prompt has no token; start from the end-of-text token')]
+        with tf.control_dependencies(checks):
+            return tf.identity(context_BC)
+    if n_context < 1:
+        raise ValueError('the prompt has no token; start from the end-of-text token')
+    if n_context + length > most:
+        raise ValueError('prompt (%d tokens) + length (%d) is over the context of %d; pass length %d or less'
+                         % (n_context, length, hparams.n_ctx, most - n_context))
+    return context_BC
+
+
+def check_lengths(context_lengths, n_context):
+    """The prompts' lengths, int32 [B]. Raises as sample_sequence does."""
+    message = 'context_lengths must be 1 to the width of context'
+    known = not isinstance(context_lengths, tf.Tensor) and isinstance(n_context, int)
+    if known and not (1 <= np.min(context_lengths) and np.max(context_lengths) <= n_context):
+        raise ValueError('%s, %d; they are %s' % (message, n_context, list(context_lengths)))
+    length_B = tf.cast(context_lengths, tf.int32)
+    with tf.control_dependencies([tf.assert_positive(length_B, message=message),
+                                  tf.assert_less_equal(length_B, n_context, message=message)]):
+        return tf.identity(length_B)

@@ -11,7 +11,7 @@ a busy moment of the machine meets them all. A Markdown table of the medians goe
 the measurements, and what there is by then is printed. Needs Linux.
 """
 import argparse
-from collections import namedtuple
+from collections import namedtuple, OrderedDict
 import importlib.util
 import json
 import os
@@ -67,7 +67,7 @@ def greedy(engine, folder):
 
 
 def measure(engine, folder, started, batch, n_prompt, length):
-    """{'start': seconds from `started` to the first token, 'first': to it once loaded, 'seconds': to all, 'mb': peak memory}"""
+    """{'start': seconds from `started` to the first token, 'first': to it once loaded, 'seconds': to all, 'mb': peak}"""
     prompt_BT = np.random.RandomState(0).randint(END_OF_TEXT, size=[batch, n_prompt])
     if n_prompt == 1:
         prompt_BT[:] = END_OF_TEXT
@@ -135,14 +135,14 @@ def say(*text):
 def find_runners(options):
     """The Runners of the chosen engines, one for each set of versions, and [(name, 'not installed')] of the others."""
     chosen = [name for name in ENGINES if name == 'ours' or name in options.engines]
-    runners = {}
+    runners = OrderedDict()
     for python in [sys.executable] + options.python:
         for name, packages in call(python, 'versions', options.threads).items():
             folder = os.path.join(os.path.abspath(options.cache), ENGINES[name].weights)
             label = packages if name != 'ours' else 'ours, ' + packages
             runners.setdefault(label, Runner(name, python, label, folder))
     runners = sorted([runner for runner in runners.values() if runner.engine in chosen],
-                     key=lambda runner: (chosen.index(runner.engine), runner.label))
+                     key=lambda runner: chosen.index(runner.engine))
     found = [runner.engine for runner in runners]
     return runners, [(name, 'not installed') for name in chosen if name not in found]
 
@@ -266,14 +266,14 @@ def conditions(options):
     """Where and when, for under the table."""
     with open('/proc/cpuinfo', encoding='utf-8') as file:
         processor = re.search(r'model name\s*: (.*)', file.read())
-    return '%s, %s, %d threads, %d rounds, fp32, random weights of 117M, top_k %d%s. In brackets: how many times ours in the ' \
+    return '%s, %s, %d threads, rounds: %d, fp32, random weights of 117M, top_k %d%s. In brackets: how many times ours in the ' \
         'same Python is better.' % (time.strftime('%Y-%m-%d'), processor.group(1) if processor else 'unknown processor',
                                     options.threads, options.rounds, TOP_K, ', short texts (--quick)' if options.quick else '')
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--engines', nargs='+', choices=list(ENGINES), default=list(ENGINES), help='ours is always among them')
+    parser.add_argument('--engines', nargs='+', choices=list(ENGINES), default=list(ENGINES), help='ours is always in')
     parser.add_argument('--workloads', nargs='+', choices=sorted(WORKLOADS), default=['start', 'W1', 'W2', 'W3', 'W4'])
     parser.add_argument('--rounds', type=int, help='3, or 1 with --quick')
     parser.add_argument('--quick', action='store_true', help='short texts: the figures mean little')

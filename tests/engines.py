@@ -36,6 +36,8 @@ class Engine(object):
 
 
 class Ours(Engine):
+    """As generate_unconditional_samples.py does it."""
+
     packages = [('tensorflow', 'tensorflow')]
 
     def prepare(self, folder):
@@ -97,6 +99,8 @@ class Gpt2Simple(Engine):
 
 
 class Transformers(Engine):
+    """generate() as it is called by default: PyTorch without compilation."""
+
     packages = [('transformers', 'transformers'), ('torch', 'torch')]
     weights = 'transformers'
 
@@ -117,6 +121,8 @@ class Transformers(Engine):
 
 
 class CTranslate2(Engine):
+    """A Transformer in C++, made for translation."""
+
     packages = [('ctranslate2', 'ctranslate2')]
     weights = 'ctranslate2'
 
@@ -200,6 +206,8 @@ class OnnxRuntime(Engine):
 
 
 class LlamaCpp(Engine):
+    """llama.cpp through its C functions: the Llama class of the package takes one text at a time."""
+
     packages = [('llama_cpp', 'llama-cpp-python')]
     weights = 'gguf'
 
@@ -257,18 +265,19 @@ class LlamaCpp(Engine):
         llama_cpp.llama_sampler_chain_add(sampler, llama_cpp.llama_sampler_init_top_k(top_k))
         llama_cpp.llama_sampler_chain_add(sampler, llama_cpp.llama_sampler_init_dist(0))
         batch = llama_cpp.llama_batch_init(tokens_BT.size, 0, 1)
-        fed_BT, n_seen, columns = tokens_BT, 0, []
+        fed_BT, n_seen, columns = tokens_BT.tolist(), 0, []
         for _ in range(length):
-            batch.n_tokens = fed_BT.size
-            for i, ((row, column), token) in enumerate(np.ndenumerate(fed_BT)):
-                batch.token[i], batch.pos[i] = token, n_seen + column
+            n_new = len(fed_BT[0])
+            batch.n_tokens = len(fed_BT) * n_new
+            for i in range(batch.n_tokens):
+                row, column = divmod(i, n_new)
+                batch.token[i], batch.pos[i] = fed_BT[row][column], n_seen + column
                 batch.n_seq_id[i], batch.seq_id[i][0] = 1, row
-                batch.logits[i] = column == fed_BT.shape[1] - 1
+                batch.logits[i] = int(column == n_new - 1)
             if llama_cpp.llama_decode(context, batch):
                 raise RuntimeError('llama_decode failed')
-            n_seen += fed_BT.shape[1]
-            fed_BT = np.array([[llama_cpp.llama_sampler_sample(sampler, context, (row + 1) * fed_BT.shape[1] - 1)]
-                               for row in range(len(fed_BT))])
+            n_seen += n_new
+            fed_BT = [[llama_cpp.llama_sampler_sample(sampler, context, (row + 1) * n_new - 1)] for row in range(len(fed_BT))]
             columns.append(fed_BT)
         llama_cpp.llama_batch_free(batch)
         llama_cpp.llama_sampler_free(sampler)
