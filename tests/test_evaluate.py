@@ -446,7 +446,7 @@ def test_interrupted_or_limited_the_figures_are_of_what_is_done_and_say_how_much
     """Every token costs the same, so that any part of the text gives the figure of the whole, if the words are its share."""
     path = str(tmpdir.join('enwik8'))
     with open(path, 'w', encoding='utf-8') as file:
-        file.write(TEXT * 10)
+        file.write(TEXT * 30)
     model = case.model._replace(score=Countdown(2))
     whole = list(measure.measure(case.model._replace(score=Countdown(10 ** 6)), 'enwik8', path, ALL))
     figures = measure.measure(model, 'enwik8', path, ALL)
@@ -454,7 +454,7 @@ def test_interrupted_or_limited_the_figures_are_of_what_is_done_and_say_how_much
     with pytest.raises(KeyboardInterrupt):
         found.extend(iter_into(figures, found))
     assert found[0].value == pytest.approx(whole[0].value, rel=1e-6)
-    n_token = len(case.model.encoder.encode(TEXT * 10))
+    n_token = len(case.model.encoder.encode(TEXT * 30))
     assert found[0].share == pytest.approx(4 * case.model.hparams.n_ctx / n_token)
     limited = list(measure.measure(model._replace(score=Countdown(9)), 'enwik8', path, ALL._replace(limit=1)))
     assert limited[0].share == pytest.approx(case.model.hparams.n_ctx / n_token)

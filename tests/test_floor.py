@@ -18,7 +18,8 @@ SOURCES = sorted(glob.glob(os.path.join(SRC, '*.py')) + glob.glob(os.path.join(R
                  + [os.path.join(ROOT, 'tests', 'tiny.py')])
 SCRIPTS = ['evaluate', 'generate_dataset', 'generate_unconditional_samples', 'interactive_conditional_samples', 'train']
 MODULES = {
-    'corpus': [], 'encoder': [], 'flags': [], 'tensor_bundle': [], 'tf1': [],
+    'corpus': [], 'detokenize': [], 'encoder': [], 'flags': [], 'tensor_bundle': [], 'tf1': [],
+    'benchmarks': ['detokenize'], 'measure': ['benchmarks', 'corpus', 'detokenize'],
     'model': ['tf1'], 'sample': ['model', 'tf1'], 'checkpoint': ['encoder', 'model', 'tf1']}
 every_source = pytest.mark.parametrize('path', SOURCES, ids=lambda path: os.path.relpath(path, ROOT))
 
@@ -119,8 +120,8 @@ def test_text_files_are_opened_with_an_encoding(path):
     for node in ast.walk(parse(read(path))):
         if isinstance(node, ast.Call):
             name = getattr(node.func, 'id', getattr(node.func, 'attr', None))
-            if name in ('open', 'fdopen', 'read_text', 'write_text') and not binary(node):
-                assert 'encoding' in [keyword.arg for keyword in node.keywords], 'line %d' % node.lineno
+            if name in ('open', 'fdopen'):
+                assert 'encoding' in [keyword.arg for keyword in node.keywords] or binary(node), 'line %d' % node.lineno
 
 
 def binary(call):
@@ -147,14 +148,15 @@ def test_imports_follow_the_design(path):
 
 @every_source
 def test_only_checkpoint_and_scripts_touch_a_session(path):
-    if os.path.basename(path) in ('corpus.py', 'encoder.py', 'flags.py', 'model.py', 'sample.py', 'tensor_bundle.py'):
+    if os.path.basename(path) in ('benchmarks.py', 'corpus.py', 'detokenize.py', 'encoder.py', 'flags.py', 'measure.py', 'model.py', 'sample.py',
+                                  'tensor_bundle.py'):
         assert not [node for node in ast.walk(parse(read(path))) if getattr(node, 'attr', None) in ('Session', 'Saver')]
 
 
 @pytest.mark.parametrize('module, without', [
     ('encoder', ['tensorflow', 'numpy']), ('corpus', ['tensorflow']), ('flags', ['tensorflow', 'numpy']),
     ('checkpoint', ['tensorflow']), ('generate_unconditional_samples', ['tensorflow']),
-    ('interactive_conditional_samples', ['tensorflow'])])
+    ('interactive_conditional_samples', ['tensorflow']), ('evaluate', ['tensorflow']), ('train', ['tensorflow'])])
 def test_importing_does_not_wait_for_tensorflow(module, without):
     """--help, a mistyped flag and a missing model answer at once; so does a tokenizer."""
     if not os.path.exists(os.path.join(SRC, module + '.py')):
