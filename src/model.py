@@ -110,13 +110,16 @@ def decode(hparams, X, cache, scope='model', reuse=tf.AUTO_REUSE):
     with tf.variable_scope(scope, reuse=reuse):
         hidden_BTD, presents = transform(hparams, X, [cache.old, cache.recent])
         logits_BV = unembed(hparams, hidden_BTD[:, -1])
-    recent = [tuple(tf.concat(pair, axis=-2) for pair in zip(*layer)) for layer in zip(cache.recent, presents)]
+    recent = joined(cache.recent, presents)
+    return logits_BV, tf.cond(size(recent[0][0], -2) < CACHE_BLOCK,
+                              lambda: Cache(cache.old, recent),
+                              lambda: Cache(joined(cache.old, recent), empty_cache(hparams, size(X, 0)).recent))
 
-    def grow():
-        old = [tuple(tf.concat(pair, axis=-2) for pair in zip(*layer)) for layer in zip(cache.old, recent)]
-        return Cache(old, empty_cache(hparams, size(X, 0)).recent)
 
-    return logits_BV, tf.cond(size(recent[0][0], -2) >= CACHE_BLOCK, grow, lambda: Cache(cache.old, recent))
+def joined(before, after):
+    """Two pieces of a past as one, each a list of n_layer (k, v)."""
+    return [(tf.concat([k_before, k_after], axis=-2), tf.concat([v_before, v_after], axis=-2))
+            for (k_before, v_before), (k_after, v_after) in zip(before, after)]
 
 
 def token_losses(logits, tokens):

@@ -408,7 +408,7 @@ class Run(object):
         losses = [self.compute(self.graph.valid_losses, {self.graph.valid_tokens: windows[start:start + batch_size]})
                   for start in starts]
         mean = float(np.concatenate(losses).mean())
-        self.check_finite('a validation loss of %s', mean)
+        self.check_finite('a measured loss of %s', mean)
         return mean
 
     def print_sample(self):

@@ -471,7 +471,7 @@ def test_weights_that_have_no_loss_are_not_saved(run):
     run.one_step(random_tokens(run.hparams, [4, 16]))
     variable = tf.trainable_variables()[0]
     run.sess.run(variable.assign(np.inf + tf.zeros_like(variable)))
-    with pytest.raises(ValueError, match='step %d has a validation loss of nan' % (saved + 1)):
+    with pytest.raises(ValueError, match='step %d has a measured loss of nan' % (saved + 1)):
         run.save(random_tokens(run.hparams, [4, 16]))
     assert train.last_save(run.folder) == saved
 
