@@ -1,6 +1,7 @@
 """The bundled model, models/demo: complete, as good as its card says, and the same on both floors."""
 import os
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import encoder
 import model
 import reference
 import sample
+import train
 from tf1 import tf
 
 MODELS = os.path.join(conftest.ROOT, 'models')
@@ -82,3 +84,13 @@ def test_greedy_continuations_are_those_of_the_papers(sess, text_encoder, weight
         logits_1TV, _ = reference.forward(weights, text[None, :-1], hparams.n_head)
         np.testing.assert_array_equal(text[:len(prompt)], prompt)
         np.testing.assert_array_equal(text[len(prompt):], logits_1TV[0, len(prompt) - 1:].argmax(axis=-1))
+
+
+def test_fine_tuning_lowers_the_loss_on_a_new_text(sess, windows, tmpdir):
+    """The two stories are new to the model; eight steps on them, and it expects them more than it did."""
+    models = str(tmpdir.join('models'))
+    shutil.copytree(os.path.join(MODELS, 'demo'), os.path.join(models, 'demo'))
+    train.train(EXCERPT, 'tuned', valid=EXCERPT, model_name='demo', batch_size=2, learning_rate=3e-4, warmup=2, dropout=0,
+                steps=8, save_every=8, valid_every=8, models_dir=models)
+    metrics = train.read_metrics(os.path.join(models, 'tuned', 'training', 'metrics.jsonl'))
+    assert metrics[-1]['valid_loss_nats'] < excerpt_loss(sess, windows) - 0.05
