@@ -64,15 +64,17 @@ def by_position(sess, hparams, figures):
     from tf1 import tf
     with sess.graph.as_default(), tf.variable_scope('model', reuse=tf.AUTO_REUSE) as scope:
         tokens_BT, first = tf.placeholder(tf.int32, [None, None]), tf.placeholder(tf.int32, [])
-        hidden_BTD, _ = model.transform(hparams, tokens_BT[:, :-1])
-        hidden_BTD = tf.pad(hidden_BTD, [[0, 0], [0, 1], [0, 0]])  # token_losses ignores what the last token predicts
         n_batch, n_token = tf.unstack(tf.shape(tokens_BT))
+        hidden_RD, _ = model.transform(hparams, tokens_BT[:, :-1])
+        hidden_BTD = tf.reshape(hidden_RD, [n_batch, n_token - 1, hparams.n_embd])
+        hidden_BTD = tf.pad(hidden_BTD, [[0, 0], [0, 1], [0, 0]])  # token_losses ignores what the last token predicts
         n_piece = tf.maximum(1, LOGIT_ROWS // n_batch)
 
         def piece(begin, *arrays):
             end = begin + n_piece + 1
             with tf.variable_scope(scope):
-                logits_BNV = model.unembed(hparams, hidden_BTD[:, begin:end])
+                logits_RV = model.unembed(hparams, tf.reshape(hidden_BTD[:, begin:end], [-1, hparams.n_embd]))
+            logits_BNV = tf.reshape(logits_RV, [n_batch, -1, hparams.n_vocab])
             nats_BN = model.token_losses(logits_BNV, tokens_BT[:, begin:end])
             found = figures(logits_BNV[:, :-1], nats_BN)
             return [end - 1] + [array.write(array.size(), tf.transpose(x_BN)) for array, x_BN in zip(arrays, found)]

@@ -6,12 +6,14 @@ normalisation moves to the input of each sub-block, another follows the last blo
 smaller. Variables carry the names and shapes of the released checkpoints.
 
 A tensor's name ends in its shape:
-B batch  T new tokens  S positions attended to  D n_embd  H n_head  K head size, D // H  N any width  V n_vocab
+B batch  T new tokens  S positions attended to  R rows, B * T  D n_embd  H n_head  K head size, D // H  N any width  V n_vocab
+L what attention keeps of all layers, 2 * n_layer: keys of the first, values of the first, keys of the second ...
 """
 from collections import namedtuple
 import math
 import zlib
 
+from products import product, product_with_rows
 from tf1 import stateless_uniform, tf
 
 
@@ -73,32 +75,36 @@ def model(hparams, X, past=None, scope='model', reuse=False):
     concatenated to past along axis -2 it is the past of the next call.
     Raises ValueError if hparams fit no network.
     """
+    hparams.check()
+    head = [hparams.n_head, -1, hparams.n_embd // hparams.n_head]
     with tf.variable_scope(scope, reuse=reuse):
-        pasts = [] if past is None else [[tuple(tf.unstack(layer_B2HSK, num=2, axis=1))
-                                          for layer_B2HSK in tf.unstack(past, num=hparams.n_layer, axis=1)]]
-        hidden_BTD, presents = transform(hparams, X, pasts)
-        present = tf.stack([tf.stack(present, axis=1) for present in presents], axis=1)
-        return {'present': present, 'logits': unembed(hparams, hidden_BTD)}
+        pasts = []
+        if past is not None:
+            past = tf.transpose(past, [1, 2, 0, 3, 4, 5])
+            pasts.append(tf.reshape(past, [2 * hparams.n_layer, size(past, 2)] + head))
+        hidden_RD, present_LBHTK = transform(hparams, X, pasts)
+        batch, n_new = sizes(X)
+        present = tf.reshape(present_LBHTK, [hparams.n_layer, 2, batch, hparams.n_head, n_new, head[-1]])
+        logits_RV = unembed(hparams, hidden_RD)
+        return {'present': tf.transpose(present, [2, 0, 1, 3, 4, 5]),
+                'logits': tf.reshape(logits_RV, [batch, n_new, hparams.n_vocab])}
 
 
-# Keys and values of what was read, float32 [B, H, S, K] a layer: lists of n_layer (k, v).
-# A token is added to `recent`; that is short, and grows into `old` a block at a time. So no token copies all that is there.
+# Keys and values of what was read, float32 [L, B, H, S, K]. A token is added to `recent`, which is short, and that to `old`
+# now and then: no token copies all that is there.
 Cache = namedtuple('Cache', 'old recent')
-CACHE_BLOCK = 64  # tokens
 
 
 def empty_cache(hparams, batch):
     """The Cache of batch texts of which nothing was read yet."""
-    nothing_BHSK = tf.zeros([batch, hparams.n_head, 0, hparams.n_embd // hparams.n_head])
-    layers = [(nothing_BHSK, nothing_BHSK)] * hparams.n_layer
-    return Cache(layers, layers)
+    nothing_LBHSK = tf.zeros([2 * hparams.n_layer, batch, hparams.n_head, 0, hparams.n_embd // hparams.n_head])
+    return Cache(nothing_LBHSK, nothing_LBHSK)
 
 
 def cache_shapes(hparams, batch):
     """The shapes of a Cache as it grows, in the form that tf.while_loop takes. batch: number, or None if unknown."""
-    any_BHSK = tf.TensorShape([batch, hparams.n_head, None, hparams.n_embd // hparams.n_head])
-    layers = [(any_BHSK, any_BHSK)] * hparams.n_layer
-    return Cache(layers, layers)
+    any_LBHSK = tf.TensorShape([2 * hparams.n_layer, batch, hparams.n_head, None, hparams.n_embd // hparams.n_head])
+    return Cache(any_LBHSK, any_LBHSK)
 
 
 def decode(hparams, X, cache, scope='model', reuse=tf.AUTO_REUSE):
@@ -108,18 +114,27 @@ def decode(hparams, X, cache, scope='model', reuse=tf.AUTO_REUSE):
     Returns float32 [B, V], the logits that follow the last of them, and the Cache with all of them.
     """
     with tf.variable_scope(scope, reuse=reuse):
-        hidden_BTD, presents = transform(hparams, X, [cache.old, cache.recent])
-        logits_BV = unembed(hparams, hidden_BTD[:, -1])
-    recent = joined(cache.recent, presents)
-    return logits_BV, tf.cond(size(recent[0][0], -2) < CACHE_BLOCK,
-                              lambda: Cache(cache.old, recent),
-                              lambda: Cache(joined(cache.old, recent), empty_cache(hparams, size(X, 0)).recent))
+        hidden_RD, present_LBHTK = transform(hparams, X, [cache.old, cache.recent])
+        last_BD = tf.reshape(hidden_RD, sizes(X) + [hparams.n_embd])[:, -1]
+        logits_BV = product_with_rows(last_BD, token_embedding(hparams))
+    return logits_BV, Cache(cache.old, tf.concat([cache.recent, present_LBHTK], axis=-2))
 
 
-def joined(before, after):
-    """Two pieces of a past as one, each a list of n_layer (k, v)."""
-    return [(tf.concat([k_before, k_after], axis=-2), tf.concat([v_before, v_after], axis=-2))
-            for (k_before, v_before), (k_after, v_after) in zip(before, after)]
+def is_due(cache):
+    """Whether settle() pays: a bool scalar.
+
+    r recent tokens, copied each time one is added, cost r / 2 a token, and s old ones, copied once, s / r. That is least
+    where r * r = 2 * s.
+    """
+    n_old, n_recent = size(cache.old, -2), size(cache.recent, -2)
+    return n_recent * n_recent >= 2 * n_old
+
+
+def settle(cache, rows=None):
+    """The Cache with all that is recent made old. rows: int32 [any], the texts that stay in it; None is all."""
+    pieces = cache if rows is None else [tf.gather(piece_LBHSK, rows, axis=1) for piece_LBHSK in cache]
+    old_LBHSK = tf.concat(pieces, axis=-2)
+    return Cache(old_LBHSK, old_LBHSK[:, :, :, :0])
 
 
 def token_losses(logits, tokens):
@@ -150,36 +165,43 @@ def dropout(rate, *, seed, step):
     return drop if rate else no_dropout
 
 
-def transform(hparams, tokens_BT, pasts=(), drop=no_dropout):
+def transform(hparams, tokens, pasts=(), drop=no_dropout):
     """Everything between token ids and logits.
 
-    pasts: what was read before tokens, piece by piece: each a list of n_layer (k, v), float32 [B, H, S, K].
-    Returns float32 [B, T, D], and tokens' own (k, v) of each layer, float32 [B, H, T, K].
+    tokens: int32 [B, T].  pasts: what was read before them, piece by piece: float32 [L, B, H, S, K].
+    Returns float32 [R, D], and what attention keeps of tokens, float32 [L, B, H, T, K].
     """
     hparams.check()
-    tokens_BT = tf.convert_to_tensor(tokens_BT)
-    n_past = sum([size(piece[0][0], -2) for piece in pasts])
-    position_T = n_past + tf.range(size(tokens_BT, 1))
-    hidden_BTD = drop(embed(hparams, tokens_BT, position_T), 'embed')
-    mask_TS = causal_mask(position_T)
-    presents = []
+    tokens_BT = tf.convert_to_tensor(tokens)
+    batch, n_new = sizes(tokens_BT)
+    n_pasts = [size(past_LBHSK, -2) for past_LBHSK in pasts]
+    position_T = sum(n_pasts) + tf.range(n_new)
+    context = Context(batch, causal_mask(position_T), n_pasts + [n_new])
+    pasts = [tf.unstack(past_LBHSK, num=2 * hparams.n_layer) for past_LBHSK in pasts]
+    hidden_RD = drop(embed(hparams, tokens_BT, position_T), 'embed')
+    present = []
     for layer in range(hparams.n_layer):
-        hidden_BTD, present = block(hparams, hidden_BTD, 'h%d' % layer, mask_TS=mask_TS,
-                                    pasts=[piece[layer] for piece in pasts], drop=drop)
-        presents.append(present)
-    return layer_norm(hidden_BTD, 'ln_f'), presents
+        hidden_RD, key_and_value = block(hparams, hidden_RD, 'h%d' % layer, context, drop=drop,
+                                         pasts=[past[2 * layer:2 * layer + 2] for past in pasts])
+        present += key_and_value
+    return layer_norm(hidden_RD, 'ln_f'), tf.stack(present)
+
+
+# What the blocks share: the batch size, causal_mask()'s float32 [T, S], and the lengths of the pieces that S is made of, the
+# new tokens last.
+Context = namedtuple('Context', 'batch mask_TS lengths')
 
 
 def embed(hparams, tokens_BT, position_T):
-    """Each token's vector plus that of its position: float32 [B, T, D]."""
+    """Each token's vector plus that of its position: float32 [R, D]."""
     wpe_SD = tf.get_variable('wpe', [hparams.n_ctx, hparams.n_embd], initializer=tf.random_normal_initializer(stddev=0.01))
-    return tf.gather(token_embedding(hparams), tokens_BT) + tf.gather(wpe_SD, position_T)
+    hidden_BTD = tf.gather(token_embedding(hparams), tokens_BT) + tf.gather(wpe_SD, position_T)
+    return tf.reshape(hidden_BTD, [-1, hparams.n_embd])
 
 
-def unembed(hparams, hidden):
-    """Logits [..., V] of hidden states [..., D]: the token embedding serves both ways."""
-    logits = tf.matmul(tf.reshape(hidden, [-1, hparams.n_embd]), token_embedding(hparams), transpose_b=True)
-    return tf.reshape(logits, sizes(hidden)[:-1] + [hparams.n_vocab])
+def unembed(hparams, hidden_RD):
+    """Logits [R, V]: the token embedding serves both ways."""
+    return tf.matmul(hidden_RD, token_embedding(hparams), transpose_b=True)
 
 
 def token_embedding(hparams):
@@ -195,65 +217,65 @@ def causal_mask(position_T):
     return (1 - tf.cast(visible_TS, tf.float32)) * -1e10
 
 
-def block(hparams, hidden_BTD, scope, *, mask_TS, pasts=(), drop=no_dropout):
-    """One transformer block: float32 [B, T, D], and the (k, v) of its tokens. pasts: (k, v) of those before, in pieces."""
+def block(hparams, hidden_RD, scope, context, *, pasts=(), drop=no_dropout):
+    """One transformer block: float32 [R, D], and its tokens' [key, value]. pasts: those of the tokens before, in pieces."""
     with tf.variable_scope(scope):
-        attended_BTD, present = attention(hparams, layer_norm(hidden_BTD, 'ln_1'), 'attn',
-                                          mask_TS=mask_TS, pasts=pasts, drop=drop)
-        hidden_BTD += drop(attended_BTD, 'attn')
-        hidden_BTD += drop(feed_forward(hparams, layer_norm(hidden_BTD, 'ln_2'), 'mlp'), 'mlp')
-        return hidden_BTD, present
+        attended_RD, present = attention(hparams, layer_norm(hidden_RD, 'ln_1'), 'attn', context, pasts=pasts, drop=drop)
+        hidden_RD += drop(attended_RD, 'attn')
+        hidden_RD += drop(feed_forward(hparams, layer_norm(hidden_RD, 'ln_2'), 'mlp'), 'mlp')
+        return hidden_RD, present
 
 
-def attention(hparams, x_BTD, scope, *, mask_TS, pasts=(), drop=no_dropout):
+def attention(hparams, x_RD, scope, context, *, pasts=(), drop=no_dropout):
     """Masked multi-head self-attention (Vaswani et al. 2017, section 3.2) over the pieces of the past and the new tokens."""
     n_head, head_size = hparams.n_head, hparams.n_embd // hparams.n_head
-    batch, n_new = sizes(x_BTD)[:2]
     with tf.variable_scope(scope):
-        qkv_BTN = linear(x_BTD, 'c_attn', 3 * hparams.n_embd)
-        qkv_BT3HK = tf.reshape(qkv_BTN, [batch, n_new, 3, n_head, head_size])
+        qkv_RN = linear(x_RD, 'c_attn', 3 * hparams.n_embd)
+        qkv_BT3HK = tf.reshape(qkv_RN, [context.batch, -1, 3, n_head, head_size])
         q_BHTK, *present = tf.unstack(tf.transpose(qkv_BT3HK, [2, 0, 3, 1, 4]))
-        pieces = list(pasts) + [tuple(present)]
+        pieces = list(pasts) + [present]
         q_BHTK /= math.sqrt(head_size)
         score_BHTS = tf.concat([tf.matmul(q_BHTK, k_BHSK, transpose_b=True) for k_BHSK, _ in pieces], axis=-1)
-        weight_BHTS = drop(tf.nn.softmax(score_BHTS + mask_TS), 'weights')
-        weights = tf.split(weight_BHTS, [size(k_BHSK, -2) for k_BHSK, _ in pieces], axis=-1)
+        weight_BHTS = drop(tf.nn.softmax(score_BHTS + context.mask_TS), 'weights')
+        weights = tf.split(weight_BHTS, context.lengths, axis=-1)
         mixed_BHTK = tf.add_n([tf.matmul(weight, v_BHSK) for weight, (_, v_BHSK) in zip(weights, pieces)])
-        mixed_BTD = tf.reshape(tf.transpose(mixed_BHTK, [0, 2, 1, 3]), [batch, n_new, hparams.n_embd])
-        return linear(mixed_BTD, 'c_proj', hparams.n_embd, stddev=residual_stddev(hparams)), tuple(present)
+        mixed_RD = tf.reshape(tf.transpose(mixed_BHTK, [0, 2, 1, 3]), [-1, hparams.n_embd])
+        return linear(mixed_RD, 'c_proj', hparams.n_embd, stddev=residual_stddev(hparams)), present
 
 
-def feed_forward(hparams, x_BTD, scope):
+def feed_forward(hparams, x_RD, scope):
     """Two layers, four times as wide in between."""
     with tf.variable_scope(scope):
-        wide_BTN = gelu(linear(x_BTD, 'c_fc', 4 * hparams.n_embd))
-        return linear(wide_BTN, 'c_proj', hparams.n_embd, stddev=residual_stddev(hparams))
+        wide_RN = gelu(linear(x_RD, 'c_fc', 4 * hparams.n_embd))
+        return linear(wide_RN, 'c_proj', hparams.n_embd, stddev=residual_stddev(hparams))
 
 
 def gelu(x):
     """The tanh form, which the released weights were trained with (Hendrycks and Gimpel 2016, arXiv:1606.08415)."""
-    return 0.5 * x * (1 + tf.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
+    # (1 + tanh(y)) / 2 is sigmoid(2 * y), in fewer operations.
+    slope = 2 * math.sqrt(2 / math.pi)
+    return x * tf.sigmoid(x * (slope + slope * 0.044715 * tf.square(x)))
 
 
-def layer_norm(x, scope):
+def layer_norm(x_RD, scope):
     """x with mean 0 and variance 1 along its last axis, scaled and shifted (Ba et al. 2016, arXiv:1607.06450)."""
+    width = x_RD.shape.as_list()[-1]
     with tf.variable_scope(scope):
-        gain_N = tf.get_variable('g', [size(x, -1)], initializer=tf.ones_initializer())
-        bias_N = tf.get_variable('b', [size(x, -1)], initializer=tf.zeros_initializer())
-    centred = x - tf.reduce_mean(x, axis=-1, keepdims=True)
-    variance = tf.reduce_mean(tf.square(centred), axis=-1, keepdims=True)
-    return centred * tf.rsqrt(variance + 1e-5) * gain_N + bias_N
+        gain_D = tf.get_variable('g', [width], initializer=tf.ones_initializer())
+        bias_D = tf.get_variable('b', [width], initializer=tf.zeros_initializer())
+    centred_RD = x_RD - tf.reduce_mean(x_RD, axis=-1, keepdims=True)
+    variance_R1 = tf.reduce_mean(tf.square(centred_RD), axis=-1, keepdims=True)
+    return centred_RD * tf.rsqrt(variance_R1 + 1e-5) * gain_D + bias_D
 
 
-def linear(x, scope, width, stddev=0.02):
-    """x [..., N] times a matrix plus a bias: [..., width]."""
+def linear(x_RN, scope, width, stddev=0.02):
+    """x times a matrix plus a bias: [R, width]."""
     with tf.variable_scope(scope):
-        n_in = size(x, -1)
+        n_in = x_RN.shape.as_list()[-1]
         # The checkpoint's shape has a leading 1: OpenAI wrote the product as a convolution of width 1.
-        weight_1ND = tf.get_variable('w', [1, n_in, width], initializer=tf.random_normal_initializer(stddev=stddev))
+        weight_1NN = tf.get_variable('w', [1, n_in, width], initializer=tf.random_normal_initializer(stddev=stddev))
         bias_N = tf.get_variable('b', [width], initializer=tf.zeros_initializer())
-    product = tf.matmul(tf.reshape(x, [-1, n_in]), weight_1ND[0]) + bias_N
-    return tf.reshape(product, sizes(x)[:-1] + [width])
+    return tf.nn.bias_add(product(x_RN, tf.squeeze(weight_1NN, axis=0)), bias_N)
 
 
 def residual_stddev(hparams):
@@ -263,10 +285,10 @@ def residual_stddev(hparams):
 
 def size(x, axis):
     """x's size along an axis: a number where the graph knows it, otherwise a tensor."""
-    return sizes(x)[axis]
+    known = x.shape.as_list()[axis]
+    return tf.shape(x)[axis] if known is None else known
 
 
 def sizes(x):
     """x's shape as a list: numbers where the graph knows them, otherwise tensors."""
-    dynamic = tf.shape(x)
-    return [dynamic[axis] if known is None else known for axis, known in enumerate(x.shape.as_list())]
+    return [size(x, axis) for axis in range(len(x.shape))]

@@ -73,26 +73,59 @@ def pick(logits_BV, draw_B):
     return tf.reduce_sum(tf.cast(cumulated_BV <= target_B1, tf.int32), axis=-1)
 
 
+def shortlist(logits_BV, k, scale):
+    """All that top_k_logits would keep, and a little more: scaled logits, float32 [B, N], and ids, int32 [B, N], ascending.
+
+    scale: function of logits that keeps their order. What differs before it may tie after it.
+    """
+    n_vocab = logits_BV.shape.as_list()[-1]
+    likeliest = tf.nn.top_k(logits_BV, k=k + 1)
+    scaled_BN = scale(likeliest.values)
+    tied = tf.reduce_any(tf.equal(scaled_BN[:, k - 1], scaled_BN[:, k]))
+
+    def everything():
+        return scale(logits_BV), tf.tile(tf.range(n_vocab)[None, :], [tf.shape(logits_BV)[0], 1])
+
+    def those():
+        by_id = tf.nn.top_k(-likeliest.indices, k=k + 1)
+        return tf.batch_gather(scaled_BN, by_id.indices), -by_id.values
+
+    return tf.cond(tied, everything, those)
+
+
 def next_tokens(logits_BV, draw_B, *, temperature, top_k, top_p):
     """One token for each row: int32 [B]. Temperature first, then top_k, then top_p; temperature 0 is the arg-max."""
     if isinstance(temperature, numbers.Number) and temperature == 0:
         return tf.argmax(logits_BV, axis=-1, output_type=tf.int32)
+    greatest_B1 = tf.reduce_max(logits_BV, axis=-1, keepdims=True)
     # From the maximum down, a temperature however low gives -inf at the most, and never NaN.
-    temperature = tf.maximum(tf.cast(temperature, tf.float32), 1e-30)
-    logits_BV = (logits_BV - tf.reduce_max(logits_BV, axis=-1, keepdims=True)) / temperature
-    return pick(top_p_logits(top_k_logits(logits_BV, top_k), top_p), draw_B)
+    divisor = tf.maximum(tf.cast(temperature, tf.float32), 1e-30)
+
+    def scale(logits):
+        return (logits - greatest_B1) / divisor
+
+    def choose(logits_BN):
+        return pick(top_p_logits(top_k_logits(logits_BN, top_k), top_p), draw_B)
+
+    if not isinstance(top_k, numbers.Integral) or not 0 < top_k < logits_BV.shape.as_list()[-1]:
+        return choose(scale(logits_BV))
+    logits_BN, ids_BN = shortlist(logits_BV, top_k, scale)
+    place_B = choose(logits_BN)
+    return tf.gather_nd(ids_BN, tf.stack([tf.range(tf.shape(place_B)[0]), place_B], axis=-1))
 
 
-# What the decoding loop carries from one token to the next:
-# fed_BT: what the network reads now, the prompts first and then a token a row
+# What the decoding loop carries from one token to the next. A is the rows that it still works on: those that have ended
+# leave now and then, when the cache is copied anyway.
+# row_A: their numbers
+# fed_AT: what the network reads now, the prompts first and then a token a row
 # cache: its keys and values so far
-# tokens_BS: the texts so far
-# ended_B: rows that drew the end token, or have all their tokens
-State = namedtuple('State', 'fed_BT cache tokens_BS ended_B')
+# ended_A: rows that drew the end token, or have all their tokens
+# tokens_BS: all texts so far
+State = namedtuple('State', 'row_A fed_AT cache ended_A tokens_BS')
 
 
 def sample_sequence(*, hparams, length, start_token=None, batch_size=None, context=None, temperature=1, top_k=0, top_p=1,
-                    end_token=None, context_lengths=None, draws=None):
+                    end_token=None, context_lengths=None, draws=None, watch=None):
     """Continue each prompt by length tokens.
 
     context: int32 [B, C], the prompts; or start_token and batch_size: each prompt is that one token.
@@ -103,6 +136,7 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
         columns may come back. Without one, -1 follows where a shorter prompt has had its length tokens.
     draws: float [B, length] in [0, 1), the only randomness: row i picks its j-th token with draws[i, j]. None: drawn in the
         graph.
+    watch: a function that is called with each column of tokens as soon as there is one, int32 [B] in NumPy.
     Returns int32 [B, C + length]: prompts and continuations. If all prompts are shorter than C, as wide as the longest needs.
     Raises ValueError for options that contradict each other or that no model has room for. What is known only when the graph
         runs, such as the width of a placeholder, is an InvalidArgumentError there.
@@ -116,38 +150,51 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
     n_total = n_context + length
     length_B = tf.fill([batch], n_context) if context_lengths is None else check_lengths(context_lengths, n_context)
     draws = tf.random_uniform([batch, length], dtype=tf.float64) if draws is None else as_float64(draws)
-    filler_B = tf.fill([batch], NO_TOKEN if end_token is None else end_token)
+    filler = NO_TOKEN if end_token is None else end_token
+    all_end_together = end_token is None and context_lengths is None
 
     def unfinished(*state):
         state = State(*state)
-        return tf.logical_and(tf.shape(state.tokens_BS)[1] < n_total, tf.logical_not(tf.reduce_all(state.ended_B)))
+        return tf.logical_and(tf.shape(state.tokens_BS)[1] < n_total, tf.logical_not(tf.reduce_all(state.ended_A)))
 
     def step(*state):
         state = State(*state)
-        logits_BV, cache = model.decode(hparams, state.fed_BT, state.cache)
+        logits_AV, cache = model.decode(hparams, state.fed_AT, state.cache)
         n_seen = tf.shape(state.tokens_BS)[1]
-        n_drawn_B = n_seen - length_B  # below 0 inside a prompt, where the next token is given
-        draw_B = tf.gather_nd(draws, tf.stack([tf.range(batch), tf.clip_by_value(n_drawn_B, 0, length - 1)], axis=-1))
-        drawn_B = next_tokens(logits_BV, draw_B, temperature=temperature, top_k=top_k, top_p=top_p)
-        drawn_B = tf.where(state.ended_B, filler_B, drawn_B)
-        token_B = tf.where(n_drawn_B < 0, context_BC[:, tf.minimum(n_seen, n_context - 1)], drawn_B)
-        ended_B = tf.logical_or(state.ended_B, n_drawn_B >= length - 1)
+        n_drawn_A = n_seen - tf.gather(length_B, state.row_A)  # below 0 inside a prompt, where the next token is given
+        draw_A = tf.gather_nd(draws, tf.stack([state.row_A, tf.clip_by_value(n_drawn_A, 0, length - 1)], axis=-1))
+        drawn_A = next_tokens(logits_AV, draw_A, temperature=temperature, top_k=top_k, top_p=top_p)
+        given_A = tf.gather(context_BC[:, tf.minimum(n_seen, n_context - 1)], state.row_A)
+        token_A = tf.where(n_drawn_A < 0, given_A, tf.where(state.ended_A, tf.fill(tf.shape(drawn_A), filler), drawn_A))
+        ended_A = tf.logical_or(state.ended_A, n_drawn_A >= length - 1)
         if end_token is not None:
-            ended_B = tf.logical_or(ended_B, tf.logical_and(tf.equal(drawn_B, end_token), n_drawn_B >= 0))
-        return State(
-            fed_BT=tf.maximum(token_B, 0)[:, None],  # NO_TOKEN has no embedding, and nobody reads what follows it
-            cache=cache,
-            tokens_BS=tf.concat([state.tokens_BS, token_B[:, None]], axis=1),
-            ended_B=ended_B)
+            ended_A = tf.logical_or(ended_A, tf.logical_and(tf.equal(drawn_A, end_token), n_drawn_A >= 0))
+        token_B = filler + tf.scatter_nd(state.row_A[:, None], token_A - filler, [batch])
+        with tf.control_dependencies([] if watch is None else [tf.py_func(watch, [token_B], [])]):
+            tokens_BS = tf.concat([state.tokens_BS, token_B[:, None]], axis=1)
+        fed_AT = tf.maximum(token_A, 0)[:, None]  # NO_TOKEN has no embedding, and nobody reads what follows it
+
+        def settled():
+            if all_end_together:
+                return state.row_A, fed_AT, model.settle(cache), ended_A
+            place_A = tf.where(tf.logical_not(ended_A))[:, 0]
+            row_A, fed_AT_, ended = [tf.gather(x, place_A) for x in (state.row_A, fed_AT, ended_A)]
+            return row_A, fed_AT_, model.settle(cache, place_A), ended
+
+        working = tf.cond(model.is_due(cache), settled, lambda: (state.row_A, fed_AT, cache, ended_A))
+        return State(*working, tokens_BS=tokens_BS)
 
     prompt_BT = context_BC[:, :tf.reduce_min(length_B)]
-    start = State(fed_BT=prompt_BT, cache=model.empty_cache(hparams, batch), tokens_BS=prompt_BT, ended_B=tf.fill([batch], False))
+    start = State(row_A=tf.range(batch), fed_AT=prompt_BT, cache=model.empty_cache(hparams, batch),
+                  ended_A=tf.fill([batch], False), tokens_BS=prompt_BT)
     known_batch = context_BC.shape.as_list()[0]
+    n_working = known_batch if all_end_together else None
     shapes = State(
-        fed_BT=tf.TensorShape([known_batch, None]),
-        cache=model.cache_shapes(hparams, known_batch),
-        tokens_BS=tf.TensorShape([known_batch, None]),
-        ended_B=tf.TensorShape([known_batch]))
+        row_A=tf.TensorShape([n_working]),
+        fed_AT=tf.TensorShape([n_working, None]),
+        cache=model.cache_shapes(hparams, n_working),
+        ended_A=tf.TensorShape([n_working]),
+        tokens_BS=tf.TensorShape([known_batch, None]))
     end = tf.while_loop(unfinished, step, start, shape_invariants=shapes, back_prop=False)
     return State(*end).tokens_BS
 

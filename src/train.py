@@ -229,16 +229,18 @@ def loss_and_gradients(hparams, tokens_BT, variables, drop, recompute):
     import model
     from tf1 import tf
     position_T = tf.range(hparams.n_ctx)
-    mask_TS = model.causal_mask(position_T)
+    batch, n_new = model.sizes(tokens_BT)
+    context = model.Context(batch, model.causal_mask(position_T), [n_new])
 
-    def block(layer, x_BTD):
-        return model.block(hparams, x_BTD, 'h%d' % layer, mask_TS=mask_TS, drop=drop)[0]
+    def block(layer, x_RD):
+        return model.block(hparams, x_RD, 'h%d' % layer, context, drop=drop)[0]
 
     with tf.variable_scope('model', reuse=True):
-        hidden = [drop(model.embed(hparams, tokens_BT, position_T), 'embed')]  # [B, T, D] before and after each block
+        hidden = [drop(model.embed(hparams, tokens_BT, position_T), 'embed')]  # [R, D] before and after each block
         for layer in range(hparams.n_layer):
             hidden.append(block(layer, hidden[-1]))
-        logits_BTV = model.unembed(hparams, model.layer_norm(hidden[-1], 'ln_f'))
+        logits_RV = model.unembed(hparams, model.layer_norm(hidden[-1], 'ln_f'))
+        logits_BTV = tf.reshape(logits_RV, [batch, n_new, hparams.n_vocab])
         loss = tf.reduce_mean(model.token_losses(logits_BTV, tokens_BT))
         if recompute:
             return loss, recomputed_gradients(loss, hidden, block, variables)
@@ -265,8 +267,8 @@ def recomputed_gradients(loss, hidden, block, variables):
     x_gradient = descend(loss, None, hidden[-1:])
     for layer in reversed(range(len(hidden) - 1)):
         with tf.control_dependencies(x_gradient):  # or the block would be computed early, and kept after all
-            x_BTD = tf.identity(hidden[layer])
-            x_gradient = descend(block(layer, x_BTD), x_gradient, [x_BTD])
+            x_RD = tf.identity(hidden[layer])
+            x_gradient = descend(block(layer, x_RD), x_gradient, [x_RD])
     descend(hidden[0], x_gradient, [])
     return [tf.add_n(part) for part in parts]
 

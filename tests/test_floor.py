@@ -18,9 +18,9 @@ SOURCES = sorted(glob.glob(os.path.join(SRC, '*.py')) + glob.glob(os.path.join(R
                  + [os.path.join(ROOT, 'tests', 'tiny.py')])
 SCRIPTS = ['evaluate', 'generate_dataset', 'generate_unconditional_samples', 'interactive_conditional_samples', 'train']
 MODULES = {
-    'corpus': [], 'detokenize': [], 'encoder': [], 'flags': [], 'tensor_bundle': [], 'tf1': [],
+    'corpus': [], 'detokenize': [], 'encoder': [], 'flags': [], 'products': ['tf1'], 'tensor_bundle': [], 'tf1': [],
     'benchmarks': ['detokenize'], 'measure': ['benchmarks', 'corpus', 'detokenize'],
-    'model': ['tf1'], 'sample': ['model', 'tf1'], 'checkpoint': ['encoder', 'model', 'tf1']}
+    'model': ['products', 'tf1'], 'sample': ['model', 'tf1'], 'checkpoint': ['encoder', 'model', 'tf1']}
 every_source = pytest.mark.parametrize('path', SOURCES, ids=lambda path: os.path.relpath(path, ROOT))
 
 
