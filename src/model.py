@@ -13,7 +13,7 @@ from collections import namedtuple
 import math
 import zlib
 
-from products import product, product_with_rows
+from products import pieces_of, product, product_with_rows
 from tf1 import stateless_uniform, tf
 
 
@@ -173,12 +173,9 @@ def transform(hparams, tokens, pasts=(), drop=no_dropout):
     """
     hparams.check()
     tokens_BT = tf.convert_to_tensor(tokens)
-    batch, n_new = sizes(tokens_BT)
-    n_pasts = [size(past_LBHSK, -2) for past_LBHSK in pasts]
-    position_T = sum(n_pasts) + tf.range(n_new)
-    context = Context(batch, causal_mask(position_T), n_pasts + [n_new])
+    context = context_of(tokens_BT, [size(past_LBHSK, -2) for past_LBHSK in pasts])
     pasts = [tf.unstack(past_LBHSK, num=2 * hparams.n_layer) for past_LBHSK in pasts]
-    hidden_RD = drop(embed(hparams, tokens_BT, position_T), 'embed')
+    hidden_RD = drop(embed(hparams, tokens_BT, context), 'embed')
     present = []
     for layer in range(hparams.n_layer):
         hidden_RD, key_and_value = block(hparams, hidden_RD, 'h%d' % layer, context, drop=drop,
@@ -187,15 +184,26 @@ def transform(hparams, tokens, pasts=(), drop=no_dropout):
     return layer_norm(hidden_RD, 'ln_f'), tf.stack(present)
 
 
-# What the blocks share: the batch size, causal_mask()'s float32 [T, S], and the lengths of the pieces that S is made of, the
-# new tokens last.
-Context = namedtuple('Context', 'batch mask_TS lengths')
+# What all blocks need to know:
+# batch: B
+# position_T: the new tokens' places in the text
+# lengths: how many tokens the pieces of the past have, and how many are new
+# mask_TS: of attention, as causal_mask() makes it
+# pieces: of the products, as pieces_of() makes them
+Context = namedtuple('Context', 'batch position_T lengths mask_TS pieces')
 
 
-def embed(hparams, tokens_BT, position_T):
+def context_of(tokens_BT, n_pasts=()):
+    """The Context of new tokens. n_pasts: the lengths of the pieces of the past."""
+    batch, n_new = sizes(tokens_BT)
+    position_T = sum(n_pasts) + tf.range(n_new)
+    return Context(batch, position_T, list(n_pasts) + [n_new], causal_mask(position_T), pieces_of(batch * n_new))
+
+
+def embed(hparams, tokens_BT, context):
     """Each token's vector plus that of its position: float32 [R, D]."""
     wpe_SD = tf.get_variable('wpe', [hparams.n_ctx, hparams.n_embd], initializer=tf.random_normal_initializer(stddev=0.01))
-    hidden_BTD = tf.gather(token_embedding(hparams), tokens_BT) + tf.gather(wpe_SD, position_T)
+    hidden_BTD = tf.gather(token_embedding(hparams), tokens_BT) + tf.gather(wpe_SD, context.position_T)
     return tf.reshape(hidden_BTD, [-1, hparams.n_embd])
 
 
@@ -222,7 +230,7 @@ def block(hparams, hidden_RD, scope, context, *, pasts=(), drop=no_dropout):
     with tf.variable_scope(scope):
         attended_RD, present = attention(hparams, layer_norm(hidden_RD, 'ln_1'), 'attn', context, pasts=pasts, drop=drop)
         hidden_RD += drop(attended_RD, 'attn')
-        hidden_RD += drop(feed_forward(hparams, layer_norm(hidden_RD, 'ln_2'), 'mlp'), 'mlp')
+        hidden_RD += drop(feed_forward(hparams, layer_norm(hidden_RD, 'ln_2'), 'mlp', context), 'mlp')
         return hidden_RD, present
 
 
@@ -230,7 +238,7 @@ def attention(hparams, x_RD, scope, context, *, pasts=(), drop=no_dropout):
     """Masked multi-head self-attention (Vaswani et al. 2017, section 3.2) over the pieces of the past and the new tokens."""
     n_head, head_size = hparams.n_head, hparams.n_embd // hparams.n_head
     with tf.variable_scope(scope):
-        qkv_RN = linear(x_RD, 'c_attn', 3 * hparams.n_embd)
+        qkv_RN = linear(x_RD, 'c_attn', 3 * hparams.n_embd, context)
         qkv_BT3HK = tf.reshape(qkv_RN, [context.batch, -1, 3, n_head, head_size])
         q_BHTK, *present = tf.unstack(tf.transpose(qkv_BT3HK, [2, 0, 3, 1, 4]))
         pieces = list(pasts) + [present]
@@ -240,14 +248,14 @@ def attention(hparams, x_RD, scope, context, *, pasts=(), drop=no_dropout):
         weights = tf.split(weight_BHTS, context.lengths, axis=-1)
         mixed_BHTK = tf.add_n([tf.matmul(weight, v_BHSK) for weight, (_, v_BHSK) in zip(weights, pieces)])
         mixed_RD = tf.reshape(tf.transpose(mixed_BHTK, [0, 2, 1, 3]), [-1, hparams.n_embd])
-        return linear(mixed_RD, 'c_proj', hparams.n_embd, stddev=residual_stddev(hparams)), present
+        return linear(mixed_RD, 'c_proj', hparams.n_embd, context, stddev=residual_stddev(hparams)), present
 
 
-def feed_forward(hparams, x_RD, scope):
+def feed_forward(hparams, x_RD, scope, context):
     """Two layers, four times as wide in between."""
     with tf.variable_scope(scope):
-        wide_RN = gelu(linear(x_RD, 'c_fc', 4 * hparams.n_embd))
-        return linear(wide_RN, 'c_proj', hparams.n_embd, stddev=residual_stddev(hparams))
+        wide_RN = gelu(linear(x_RD, 'c_fc', 4 * hparams.n_embd, context))
+        return linear(wide_RN, 'c_proj', hparams.n_embd, context, stddev=residual_stddev(hparams))
 
 
 def gelu(x):
@@ -268,14 +276,14 @@ def layer_norm(x_RD, scope):
     return centred_RD * tf.rsqrt(variance_R1 + 1e-5) * gain_D + bias_D
 
 
-def linear(x_RN, scope, width, stddev=0.02):
+def linear(x_RN, scope, width, context, stddev=0.02):
     """x times a matrix plus a bias: [R, width]."""
     with tf.variable_scope(scope):
         n_in = x_RN.shape.as_list()[-1]
         # The checkpoint's shape has a leading 1: OpenAI wrote the product as a convolution of width 1.
         weight_1NN = tf.get_variable('w', [1, n_in, width], initializer=tf.random_normal_initializer(stddev=stddev))
         bias_N = tf.get_variable('b', [width], initializer=tf.zeros_initializer())
-    return tf.nn.bias_add(product(x_RN, tf.squeeze(weight_1NN, axis=0)), bias_N)
+    return tf.nn.bias_add(product(x_RN, weight_1NN, context.pieces), bias_N)
 
 
 def residual_stddev(hparams):

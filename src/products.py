@@ -1,31 +1,39 @@
-"""Products of a few rows with a matrix, in the forms in which TensorFlow reads the weights fastest, as the release lays them out.
+"""Products of rows with the weights as the release lays them out, in the forms in which TensorFlow reads these fastest.
 
-The forms differ by rounding alone. Sampling reads every weight for each token and multiplies it with a row or a few, so
-that reading, not multiplying, is what takes the time. `make bench` measures it.
+Sampling reads every weight for each token and multiplies it with a row or a few: reading is what takes the time. The forms
+differ by rounding alone. `make bench` measures them.
 
-R rows  N, M any width
+R rows  N, M any width  P pieces
 """
 from tf1 import tf
 
-# TensorFlow 1.x multiplies a single row on one core. Cut into this many pieces, the product has work for as many.
-PIECES = 4 if tf.__version__.startswith('1.') else 1
-# Many short products keep all cores busy, and what they write in the cache. 1.x does the whole at a quarter of the speed.
-BLOCKS = 32
+PIECES = 4  # of a product of one row, so that no core is idle: TensorFlow 1.x would do the whole on one
+BLOCKS = 32  # of a product with many rows of weights: it is short then, and its output in the cache
 
 
-def product(x_RN, weight_NM):
-    """x times weight: float32 [R, M]."""
-    n_in, width = weight_NM.shape.as_list()
-    if PIECES == 1 or n_in % PIECES:
-        return tf.matmul(x_RN, weight_NM)
-    n_piece = tf.where(tf.equal(tf.shape(x_RN)[0], 1), PIECES, 1)  # several rows are work enough as they are
-    x_PRN = tf.transpose(tf.reshape(x_RN, [-1, n_piece, n_in // n_piece]), [1, 0, 2])
-    return tf.reduce_sum(tf.matmul(x_PRN, tf.reshape(weight_NM, [n_piece, n_in // n_piece, width])), axis=0)
+def pieces_of(n_rows):
+    """What product() takes as pieces: the shape [P, R, N / P] of its x, with -1 for the last. n_rows: number or tensor.
+
+    Only one row is cut into pieces; several are work enough for all cores.
+    """
+    if isinstance(n_rows, int):
+        return [PIECES if n_rows == 1 else 1, n_rows, -1]
+    return tf.stack([tf.where(tf.equal(n_rows, 1), PIECES, 1), n_rows, -1])
+
+
+def product(x_RN, weight_1NM, pieces):
+    """x times weight: float32 [R, M]. pieces: as pieces_of() gives it for these rows."""
+    _, n_in, width = weight_1NM.shape.as_list()
+    if n_in % PIECES or isinstance(pieces, list) and pieces[0] == 1:
+        return tf.matmul(x_RN, tf.squeeze(weight_1NM, axis=0))
+    x_PRN = tf.reshape(x_RN, pieces)
+    weight_PNM = tf.reshape(weight_1NM, [pieces[0], -1, width])
+    return tf.reduce_sum(tf.matmul(x_PRN, weight_PNM), axis=0)
 
 
 def product_with_rows(x_RN, weight_MN):
     """x times the transposed weight, for a weight of many rows and an x of few: float32 [R, M]."""
     n_rows = weight_MN.shape.as_list()[0]
-    sizes = [n_rows * (i + 1) // BLOCKS - n_rows * i // BLOCKS for i in range(BLOCKS)]
-    blocks = tf.split(weight_MN, [size for size in sizes if size])
+    ends = [n_rows * i // BLOCKS for i in range(BLOCKS + 1)]
+    blocks = tf.split(weight_MN, [end - begin for begin, end in zip(ends, ends[1:]) if end > begin])
     return tf.transpose(tf.concat([tf.matmul(block_MN, x_RN, transpose_b=True) for block_MN in blocks], axis=0))

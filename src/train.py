@@ -228,19 +228,17 @@ def loss_and_gradients(hparams, tokens_BT, variables, drop, recompute):
     """
     import model
     from tf1 import tf
-    position_T = tf.range(hparams.n_ctx)
-    batch, n_new = model.sizes(tokens_BT)
-    context = model.Context(batch, model.causal_mask(position_T), [n_new])
+    context = model.context_of(tokens_BT)
 
     def block(layer, x_RD):
         return model.block(hparams, x_RD, 'h%d' % layer, context, drop=drop)[0]
 
     with tf.variable_scope('model', reuse=True):
-        hidden = [drop(model.embed(hparams, tokens_BT, position_T), 'embed')]  # [R, D] before and after each block
+        hidden = [drop(model.embed(hparams, tokens_BT, context), 'embed')]  # [R, D] before and after each block
         for layer in range(hparams.n_layer):
             hidden.append(block(layer, hidden[-1]))
         logits_RV = model.unembed(hparams, model.layer_norm(hidden[-1], 'ln_f'))
-        logits_BTV = tf.reshape(logits_RV, [batch, n_new, hparams.n_vocab])
+        logits_BTV = tf.reshape(logits_RV, model.sizes(tokens_BT) + [hparams.n_vocab])
         loss = tf.reduce_mean(model.token_losses(logits_BTV, tokens_BT))
         if recompute:
             return loss, recomputed_gradients(loss, hidden, block, variables)
