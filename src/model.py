@@ -173,7 +173,7 @@ def transform(hparams, tokens, pasts=(), drop=no_dropout):
     """
     hparams.check()
     tokens_BT = tf.convert_to_tensor(tokens)
-    context = context_of(tokens_BT, [size(past_LBHSK, -2) for past_LBHSK in pasts])
+    context = context_of(hparams, tokens_BT, [size(past_LBHSK, -2) for past_LBHSK in pasts])
     pasts = [tf.unstack(past_LBHSK, num=2 * hparams.n_layer) for past_LBHSK in pasts]
     hidden_RD = drop(embed(hparams, tokens_BT, context), 'embed')
     present = []
@@ -184,20 +184,21 @@ def transform(hparams, tokens, pasts=(), drop=no_dropout):
     return layer_norm(hidden_RD, 'ln_f'), tf.stack(present)
 
 
-# What all blocks need to know:
-# batch: B
+# What all blocks need to know, made once:
 # position_T: the new tokens' places in the text
-# lengths: how many tokens the pieces of the past have, and how many are new
 # mask_TS: of attention, as causal_mask() makes it
+# lengths: int32 [pieces], how many tokens the pieces of the past have, and how many are new
+# qkv_shape: [B, T, 3, H, K], for what the queries, keys and values are cut out of
 # pieces: of the products, as pieces_of() makes them
-Context = namedtuple('Context', 'batch position_T lengths mask_TS pieces')
+Context = namedtuple('Context', 'position_T mask_TS lengths qkv_shape pieces')
 
 
-def context_of(tokens_BT, n_pasts=()):
+def context_of(hparams, tokens_BT, n_pasts=()):
     """The Context of new tokens. n_pasts: the lengths of the pieces of the past."""
     batch, n_new = sizes(tokens_BT)
     position_T = sum(n_pasts) + tf.range(n_new)
-    return Context(batch, position_T, list(n_pasts) + [n_new], causal_mask(position_T), pieces_of(batch * n_new))
+    qkv_shape = tf.stack([batch, n_new, 3, hparams.n_head, hparams.n_embd // hparams.n_head])
+    return Context(position_T, causal_mask(position_T), tf.stack(list(n_pasts) + [n_new]), qkv_shape, pieces_of(batch * n_new))
 
 
 def embed(hparams, tokens_BT, context):
@@ -236,16 +237,15 @@ def block(hparams, hidden_RD, scope, context, *, pasts=(), drop=no_dropout):
 
 def attention(hparams, x_RD, scope, context, *, pasts=(), drop=no_dropout):
     """Masked multi-head self-attention (Vaswani et al. 2017, section 3.2) over the pieces of the past and the new tokens."""
-    n_head, head_size = hparams.n_head, hparams.n_embd // hparams.n_head
     with tf.variable_scope(scope):
         qkv_RN = linear(x_RD, 'c_attn', 3 * hparams.n_embd, context)
-        qkv_BT3HK = tf.reshape(qkv_RN, [context.batch, -1, 3, n_head, head_size])
+        qkv_BT3HK = tf.reshape(qkv_RN, context.qkv_shape)
         q_BHTK, *present = tf.unstack(tf.transpose(qkv_BT3HK, [2, 0, 3, 1, 4]))
         pieces = list(pasts) + [present]
-        q_BHTK /= math.sqrt(head_size)
+        q_BHTK /= math.sqrt(hparams.n_embd // hparams.n_head)
         score_BHTS = tf.concat([tf.matmul(q_BHTK, k_BHSK, transpose_b=True) for k_BHSK, _ in pieces], axis=-1)
         weight_BHTS = drop(tf.nn.softmax(score_BHTS + context.mask_TS), 'weights')
-        weights = tf.split(weight_BHTS, context.lengths, axis=-1)
+        weights = tf.split(weight_BHTS, context.lengths, axis=-1, num=len(pieces))
         mixed_BHTK = tf.add_n([tf.matmul(weight, v_BHSK) for weight, (_, v_BHSK) in zip(weights, pieces)])
         mixed_RD = tf.reshape(tf.transpose(mixed_BHTK, [0, 2, 1, 3]), [-1, hparams.n_embd])
         return linear(mixed_RD, 'c_proj', hparams.n_embd, context, stddev=residual_stddev(hparams)), present

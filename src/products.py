@@ -5,30 +5,34 @@ differ by rounding alone. `make bench` measures them.
 
 R rows  N, M any width  P pieces
 """
+from collections import namedtuple
+
 from tf1 import tf
 
 PIECES = 4  # of a product of one row, so that no core is idle: TensorFlow 1.x would do the whole on one
 BLOCKS = 32  # of a product with many rows of weights: it is short then, and its output in the cache
 
 
-def pieces_of(n_rows):
-    """What product() takes as pieces: the shape [P, R, N / P] of its x, with -1 for the last. n_rows: number or tensor.
+# How product() cuts: n, P, a number or a tensor, and x_shape, [P, R, N / P] with -1 for the last.
+Pieces = namedtuple('Pieces', 'n x_shape')
 
-    Only one row is cut into pieces; several are work enough for all cores.
-    """
+
+def pieces_of(n_rows):
+    """The Pieces for an x of n_rows, a number or a tensor. Only one row is cut; several are work enough for all cores."""
     if isinstance(n_rows, int):
-        return [PIECES if n_rows == 1 else 1, n_rows, -1]
-    return tf.stack([tf.where(tf.equal(n_rows, 1), PIECES, 1), n_rows, -1])
+        n = PIECES if n_rows == 1 else 1
+    else:
+        n = tf.where(tf.equal(n_rows, 1), PIECES, 1)
+    return Pieces(n, tf.stack([n, n_rows, -1]))
 
 
 def product(x_RN, weight_1NM, pieces):
     """x times weight: float32 [R, M]. pieces: as pieces_of() gives it for these rows."""
     _, n_in, width = weight_1NM.shape.as_list()
-    if n_in % PIECES or isinstance(pieces, list) and pieces[0] == 1:
+    if n_in % PIECES or isinstance(pieces.n, int) and pieces.n == 1:
         return tf.matmul(x_RN, tf.squeeze(weight_1NM, axis=0))
-    x_PRN = tf.reshape(x_RN, pieces)
-    weight_PNM = tf.reshape(weight_1NM, [pieces[0], -1, width])
-    return tf.reduce_sum(tf.matmul(x_PRN, weight_PNM), axis=0)
+    weight_PNM = tf.reshape(weight_1NM, [pieces.n, -1, width])
+    return tf.reduce_sum(tf.matmul(tf.reshape(x_RN, pieces.x_shape), weight_PNM), axis=0)
 
 
 def product_with_rows(x_RN, weight_MN):

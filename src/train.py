@@ -228,7 +228,7 @@ def loss_and_gradients(hparams, tokens_BT, variables, drop, recompute):
     """
     import model
     from tf1 import tf
-    context = model.context_of(tokens_BT)
+    context = model.context_of(hparams, tokens_BT)
 
     def block(layer, x_RD):
         return model.block(hparams, x_RD, 'h%d' % layer, context, drop=drop)[0]
