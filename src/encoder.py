@@ -126,11 +126,15 @@ class Encoder:
         Tokens may end within a character: with errors='replace', bytes that are not UTF-8 become U+FFFD.
         Raises ValueError for an id that is not in the vocabulary.
         """
+        return self.decode_bytes(tokens).decode('utf-8', self.errors)
+
+    def decode_bytes(self, tokens):
+        """As decode, but returns the UTF-8 bytes, which may begin and end within a character."""
         try:
             symbols = ''.join([self.decoder[token] for token in tokens])
         except KeyError as error:
             raise ValueError('token id %s is not in the vocabulary: ids are 0 to %d' % (error, max(self.decoder)))
-        return bytes([self.byte_decoder[character] for character in symbols]).decode('utf-8', self.errors)
+        return bytes([self.byte_decoder[character] for character in symbols])
 
     def _encode_piece(self, piece):
         symbols = merge([self.byte_encoder[byte] for byte in piece.encode('utf-8')], self.bpe_ranks)

@@ -6,7 +6,7 @@ import flags
 
 
 def sample_model(model_name='117M', seed: int = None, nsamples=0, batch_size=1, length: int = None, temperature=1.0, top_k=0,
-                 top_p=1.0, models_dir='models'):
+                 top_p=1.0, stop_at_end=False, models_dir='models'):
     """Print texts that a model makes up from nothing.
 
     Args:
@@ -18,6 +18,7 @@ def sample_model(model_name='117M', seed: int = None, nsamples=0, batch_size=1, 
         temperature: below 1 takes fewer risks, above 1 more; 0 takes the likeliest token each time
         top_k: draw from this many of the likeliest tokens; 0 from all
         top_p: draw from the likeliest tokens that have this share of the probability together; 1 from all
+        stop_at_end: a sample ends where the model ends the text; without it, the model goes on with another text
         models_dir: folder of the models, looked for here and then in the repository
     """
     checkpoint.model_dir(model_name, models_dir)
@@ -32,8 +33,9 @@ def sample_model(model_name='117M', seed: int = None, nsamples=0, batch_size=1, 
         length = hparams.n_ctx
     context = tf.placeholder(tf.int32, [None, 1])
     draws = tf.placeholder(tf.float64, [None, None])
-    output = sample.sample_sequence(hparams=hparams, length=length, context=context, draws=draws,
-                                    temperature=temperature, top_k=top_k, top_p=top_p)
+    end_token = text_encoder.end_of_text if stop_at_end else None
+    output = sample.sample_sequence(hparams=hparams, length=length, context=context, draws=draws, temperature=temperature,
+                                    top_k=top_k, top_p=top_p, end_token=end_token)
     with checkpoint.session() as sess:
         checkpoint.restore(sess, model_name, models_dir)
         for numbers in batches:
@@ -42,7 +44,7 @@ def sample_model(model_name='117M', seed: int = None, nsamples=0, batch_size=1, 
                 draws: sample.random_draws(seed, numbers, length)})
             for number, row in zip(numbers, rows):
                 print('=' * 40 + ' SAMPLE %d ' % (number + 1) + '=' * 40)
-                print(text_encoder.decode(row[1:]), flush=True)
+                print(text_encoder.decode(sample.up_to_end(row[1:], end_token)), flush=True)
 
 
 if __name__ == '__main__':

@@ -1,5 +1,6 @@
 """Logits to token ids: the filters, the draw, and the loop that feeds each token back. Shapes as in model.py."""
 from collections import namedtuple
+import itertools
 import numbers
 import sys
 
@@ -197,6 +198,11 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
         tokens_BS=tf.TensorShape([known_batch, None]))
     end = tf.while_loop(unfinished, step, start, shape_invariants=shapes, back_prop=False)
     return State(*end).tokens_BS
+
+
+def up_to_end(tokens, end_token):
+    """The tokens before the first end_token, or all if there is none. end_token None is in no text."""
+    return list(itertools.takewhile(lambda token: token != end_token, tokens))
 
 
 def batches(n, batch_size):

@@ -109,6 +109,33 @@ def test_decoding_in_parts_equals_the_whole(sess, batch, parts):
         assert_close(found, whole_logits[:, end - 1])
 
 
+def test_rows_that_leave_the_cache_leave_the_others_as_they_were(sess):
+    """What the third of four texts is continued with does not depend on which of the others are still there."""
+    hparams = tiny.hparams()
+    weights = tiny.random_weights(hparams)
+    tokens = random_tokens(hparams, [4, 12])
+    whole_logits, _, _ = run_model(sess, hparams, tokens, weights)
+    tokens_BT, rows = tf.placeholder(tf.int32, [None, None]), tf.placeholder(tf.int32, [None])
+    _, cache = model.decode(hparams, tokens_BT[:, :5], model.empty_cache(hparams, 4))
+    _, cache = model.decode(hparams, tokens_BT[:, 5:6], model.settle(cache))
+    logits_BV, _ = model.decode(hparams, tf.gather(tokens_BT, rows)[:, 6:], model.settle(cache, rows))
+    for kept in ([2], [0, 2], [3, 2, 1], [0, 1, 2, 3]):
+        found = sess.run(logits_BV, {tokens_BT: tokens, rows: kept})
+        assert_close(found, whole_logits[kept, -1])
+
+
+@pytest.mark.parametrize('n_old', [1, 10, 128, 1000])
+def test_a_cache_is_due_when_settling_it_costs_least(sess, n_old):
+    """Of all periods r, copying r recent tokens at each of r steps and all at the last, none copies fewer for each token."""
+    hparams = tiny.hparams()
+    n_recent = tf.placeholder(tf.int32, [])
+    shape = [4, 1, hparams.n_head]
+    due = model.is_due(model.Cache(tf.zeros(shape + [n_old, 4]), tf.zeros(tf.stack(shape + [n_recent, 4]))))
+    first = [sess.run(due, {n_recent: r}) for r in range(1, n_old + 2)].index(True) + 1
+    cost = {r: (r * (r + 1) / 2 + n_old + r) / r for r in range(1, n_old + 2)}
+    assert cost[first] <= 1.02 * min(cost.values())
+
+
 def test_rows_of_a_batch_do_not_see_each_other(sess):
     hparams = tiny.hparams()
     weights = tiny.random_weights(hparams)

@@ -321,6 +321,80 @@ def test_row_i_picks_its_jth_token_with_draw_i_j(sess):
         [3] * 1 + digits[2].tolist() + [-1] * 3]
 
 
+def test_rows_that_have_ended_leave_the_batch(sess, monkeypatch):
+    """Counted where the network reads: of the rows that it reads at most a third have ended, for they leave when the cache is
+    copied anyway. Up to its end a row is the one that is sampled without an end token.
+    """
+    hparams, weights = random_model(n_layer=2, n_ctx=64)
+    rows_read = []
+    decode = model.decode
+
+    def counting_decode(hparams, X, cache):
+        counted = tf.py_func(lambda tokens_BT: rows_read.append(len(tokens_BT)), [X], [])
+        with tf.control_dependencies([counted]):
+            return decode(hparams, tf.identity(X), cache)
+
+    draws = np.random.RandomState(1).random_sample([40, 60])
+    context_BT, lengths_B = tf.placeholder(tf.int32, [None, None]), tf.placeholder(tf.int32, [None])
+    draws_BT = tf.placeholder(tf.float64, [None, 60])
+    alone_BS = sample.sample_sequence(hparams=hparams, length=60, context=context_BT, draws=draws_BT)
+    tiny.assign(sess, weights)
+    alone = sess.run(alone_BS, {context_BT: np.full([40, 1], 3), draws_BT: draws})
+    monkeypatch.setattr(model, 'decode', counting_decode)
+    ended_BS = sample.sample_sequence(hparams=hparams, length=60, context=context_BT, draws=draws_BT, end_token=5)
+    together = sess.run(ended_BS, {context_BT: np.full([40, 1], 3), draws_BT: draws})
+    n_alive = 0
+    for row, expected in zip(together, alone):
+        places = np.flatnonzero(expected[1:] == 5)
+        n_tokens = places[0] + 2 if len(places) else 61
+        n_alive += n_tokens - 1
+        assert row[:n_tokens].tolist() == expected[:n_tokens][:len(row)].tolist()
+        assert (row[n_tokens:] == 5).all()
+    assert rows_read[0] == 40 and rows_read[-1] < 20
+    assert sum(rows_read) <= 1.5 * n_alive
+
+
+def test_each_column_is_seen_as_soon_as_there_is_one(sess):
+    """By watch, in the order of the rows, with what stands after the end of a row."""
+    hparams, weights = counting_model()
+    seen = []
+    tokens = sampled(sess, hparams, weights, length=4, context=[[5], [7], [8]], end_token=9, watch=seen.append)
+    assert [column.tolist() for column in seen] == tokens[:, 1:].T.tolist() == [[6, 8, 9], [7, 9, 9], [8, 9, 9], [9, 9, 9]]
+
+
+def test_ties_with_the_kth_are_drawn_from_the_whole_vocabulary(sess):
+    """Between 1 and 30 tokens of 40 tie with the third, before temperature or only after it: 1e-8 apart, then equal."""
+    rows = np.zeros([3, 40], np.float32) - 1
+    rows[0, [7, 30]] = 2, 1
+    rows[0, 1::2] = np.maximum(rows[0, 1::2], 0)
+    rows[1, [5, 6, 20]] = 3, 2, 1
+    rows[2, :10] = np.linspace(1, 1 + 1e-6, 10)
+    draw_B = tf.placeholder(tf.float64, [None])
+    for temperature in (1, 1e3):
+        token_B = sample.next_tokens(tf.constant(rows), draw_B, temperature=temperature, top_k=3, top_p=1)
+        for draw in even_grid(37):
+            scaled = (rows - rows.max(axis=1, keepdims=True)) / np.float32(temperature)
+            expected = [plain_next(row, draw, top_k=3) for row in scaled]
+            assert sess.run(token_B, {draw_B: [draw] * 3}).tolist() == expected
+
+
+@pytest.mark.parametrize('top_k', [1, 5, 39, 40, 10 ** 6])
+@pytest.mark.parametrize('top_p', [1, 0.6])
+def test_drawing_from_k_tokens_is_drawing_from_all_with_the_rest_removed(sess, top_k, top_p):
+    rows, draws = random_rows(), np.random.RandomState(0).random_sample(200)
+    token_B = sample.next_tokens(tf.constant(rows), tf.constant(draws), temperature=0.7, top_k=top_k, top_p=top_p)
+    scaled = tf.constant((rows - rows.max(axis=1, keepdims=True)) / np.float32(0.7))
+    plain_B = sample.pick(sample.top_p_logits(sample.top_k_logits(scaled, top_k), top_p), tf.constant(draws))
+    assert np.array_equal(*sess.run([token_B, plain_B]))
+
+
+@pytest.mark.parametrize('tokens, expected', [([], []), ([1, 2], [1, 2]), ([9], []), ([1, 9, 2, 9], [1])])
+def test_a_text_reaches_up_to_its_end(tokens, expected):
+    assert sample.up_to_end(tokens, 9) == expected
+    assert sample.up_to_end(np.array(tokens, int), 9) == expected
+    assert sample.up_to_end(tokens, None) == tokens
+
+
 def test_draws_in_a_list_keep_their_digits(sess):
     """A Python number is a float64, and 1 - 2^-53 is not 1: as float32 it would be, and pick a token that does not exist."""
     hparams, weights = constant_model(np.zeros(10))

@@ -102,9 +102,9 @@ def test_a_guard_sees_tensorflow_which_logs_when_it_is_asked_to(command, without
 
 @pytest.mark.parametrize('script, defaults', [
     (UNCONDITIONAL, {'model_name': '117M', 'seed': None, 'nsamples': 0, 'batch_size': 1, 'length': None, 'temperature': 1,
-                     'top_k': 0, 'top_p': 1, 'models_dir': 'models'}),
+                     'top_k': 0, 'top_p': 1, 'stop_at_end': False, 'models_dir': 'models'}),
     (INTERACTIVE, {'model_name': '117M', 'seed': None, 'nsamples': 1, 'batch_size': 1, 'length': None, 'temperature': 1,
-                   'top_k': 0, 'top_p': 1, 'models_dir': 'models'})])
+                   'top_k': 0, 'top_p': 1, 'stop_at_end': False, 'models_dir': 'models'})])
 @pytest.mark.parametrize('asking', [['--', '--help'], ['--model_name', 'tiny', '--help']], ids=' '.join)
 def test_help_shows_every_flag_with_its_default_and_meaning(command, without_tensorflow, script, defaults, asking):
     """The defaults are those of OpenAI's scripts."""
@@ -125,7 +125,7 @@ def test_help_shows_every_flag_with_its_default_and_meaning(command, without_ten
     (['--model_name', '9M'], ['no model 9M', 'models there: tiny', 'python3 download_model.py']),
     (['--model_name', 'tiny', '--models_dir', '9'], ['no model tiny in ', 'download_model.py']),
     (['--topk', '40'], ['--topk', '--model_name --seed --nsamples --batch_size --length --temperature --top_k --top_p '
-                                  '--models_dir']),
+                                  '--stop_at_end --models_dir']),
     (['--seed', 'x'], ["--seed is 'x'; it must be a whole number"])], ids=str)
 def test_mistakes_are_answered_at_once_in_one_line(command, without_tensorflow, tmp_path, script, arguments, words):
     status, stdout, stderr = finished(command(script, *arguments), env=without_tensorflow, cwd=str(tmp_path))
@@ -236,6 +236,39 @@ def test_no_prompts_are_no_error(tiny_models, monkeypatch, capsys):
     assert capsys.readouterr().out == ''
 
 
+@both
+def test_a_sample_stops_at_the_end_of_its_text(ids, script):
+    """Up to the end-of-text token, the sample is the one that goes on without the flag."""
+    end = tiny.N_BYTE_VOCAB - 1
+    options = {'nsamples': 100, 'seed': 11, 'batch_size': 50, 'temperature': 1.0, 'length': 16, 'prompts': 'a\n'}
+    whole = ids(script, top_k=0, **options)
+    assert 0 < sum(end in tokens for tokens in whole), 'choose a seed that makes a text end'
+    ended = ids(script, top_k=0, stop_at_end=True, **options)
+    assert ended == [tokens[:tokens.index(end)] if end in tokens else tokens for tokens in whole if tokens[0] != end]
+
+
+@pytest.mark.parametrize('tokens_of', [
+    lambda random: [byte for character in 'aé中😀\n' for byte in character.encode('utf-8')],
+    lambda random: random.randint(256, size=40).tolist()], ids=['characters of 1 to 4 bytes', 'any bytes'])
+def test_live_text_is_the_text(tiny_models, capsys, tokens_of):
+    """What is printed token by token adds up to what decode makes of all tokens, and is valid UTF-8 at each moment."""
+    text_encoder = encoder.get_encoder('tiny', tiny_models)
+    ids_of_bytes = {byte: text_encoder.encoder[symbol] for byte, symbol in encoder.bytes_to_unicode().items()}
+    live = interactive_conditional_samples.LiveText(text_encoder, text_encoder.end_of_text)
+    for seed in range(20):
+        tokens = [ids_of_bytes[byte] for byte in tokens_of(np.random.RandomState(seed))]
+        live.begin(seed)
+        so_far = capsys.readouterr().out.replace(header(seed + 1), '')
+        for n, token in enumerate(tokens, 1):
+            live.show(np.array([token, 0], np.int32))
+            so_far += capsys.readouterr().out
+            assert text_encoder.decode(tokens[:n]).rstrip('\ufffd').startswith(so_far.rstrip('\ufffd'))
+        live.show(np.array([text_encoder.end_of_text, 0], np.int32))
+        live.show(np.array([tokens[0], 0], np.int32))  # beyond the end
+        live.end()
+        assert so_far + capsys.readouterr().out == text_encoder.decode(tokens) + '\n'
+
+
 # Whole processes
 
 def test_endless_samples_from_another_folder_until_ctrl_c(command, printed, tmp_path):
@@ -290,10 +323,10 @@ def test_prompts_through_a_pipe(command, printed):
 
 
 def test_prompts_on_a_terminal(command, printed):
-    """Until Ctrl-D."""
-    expected = printed(INTERACTIVE, prompts='ü\n', seed=6, length=5)
-    with Conversation(command(INTERACTIVE, '--model_name', 'tiny', '--seed', '6', '--length', '5'), terminal=True,
-                      env=environment(**ASCII)) as terminal:
+    """Until Ctrl-D. What comes token by token is what a file would get."""
+    expected = printed(INTERACTIVE, prompts='ü\n', seed=6, length=5, nsamples=3, batch_size=2)
+    with Conversation(command(INTERACTIVE, '--model_name', 'tiny', '--seed', '6', '--length', '5', '--nsamples', '3',
+                              '--batch_size', '2'), terminal=True, env=environment(**ASCII)) as terminal:
         assert terminal.read_until(QUESTION) == QUESTION
         terminal.say('ü\n'.encode('utf-8'))
         shown = terminal.read_until(QUESTION).decode('utf-8').replace('\r\n', '\n')
