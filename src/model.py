@@ -114,9 +114,8 @@ def decode(hparams, X, cache, scope='model', reuse=tf.AUTO_REUSE):
     Returns float32 [B, V], the logits that follow the last of them, and the Cache with all of them.
     """
     with tf.variable_scope(scope, reuse=reuse):
-        hidden_RD, present_LBHTK = transform(hparams, X, [cache.old, cache.recent])
-        last_BD = tf.reshape(hidden_RD, sizes(X) + [hparams.n_embd])[:, -1]
-        logits_BV = product_with_rows(last_BD, token_embedding(hparams))
+        hidden_BD, present_LBHTK = transform(hparams, X, [cache.old, cache.recent], last_alone=True)
+        logits_BV = product_with_rows(hidden_BD, token_embedding(hparams))
     return logits_BV, Cache(cache.old, tf.concat([cache.recent, present_LBHTK], axis=-2))
 
 
@@ -165,11 +164,12 @@ def dropout(rate, *, seed, step):
     return drop if rate else no_dropout
 
 
-def transform(hparams, tokens, pasts=(), drop=no_dropout):
+def transform(hparams, tokens, pasts=(), drop=no_dropout, last_alone=False):
     """Everything between token ids and logits.
 
     tokens: int32 [B, T].  pasts: what was read before them, piece by piece: float32 [L, B, H, S, K].
-    Returns float32 [R, D], and what attention keeps of tokens, float32 [L, B, H, T, K].
+    Returns float32 [R, D], or with last_alone [B, D] of each text's last position, and what attention keeps of tokens,
+    float32 [L, B, H, T, K].
     """
     hparams.check()
     tokens_BT = tf.convert_to_tensor(tokens)
@@ -178,6 +178,8 @@ def transform(hparams, tokens, pasts=(), drop=no_dropout):
     hidden_RD = drop(embed(hparams, tokens_BT, context), 'embed')
     present = []
     for layer in range(hparams.n_layer):
+        if last_alone and layer == hparams.n_layer - 1:  # of the other positions only keys and values are of use now
+            context = context._replace(mask_TS=context.mask_TS[-1:], last_alone=True, pieces_out=pieces_of(size(tokens_BT, 0)))
         hidden_RD, key_and_value = block(hparams, hidden_RD, 'h%d' % layer, context, drop=drop,
                                          pasts=[past[2 * layer:2 * layer + 2] for past in pasts])
         present += key_and_value
@@ -186,19 +188,24 @@ def transform(hparams, tokens, pasts=(), drop=no_dropout):
 
 # What all blocks need to know, made once:
 # position_T: the new tokens' places in the text
-# mask_TS: of attention, as causal_mask() makes it
-# lengths: int32 [pieces], how many tokens the pieces of the past have, and how many are new
+# lengths: int32 [pieces], how many tokens attention finds in each piece
 # qkv_shape: [B, T, 3, H, K], for what the queries, keys and values are cut out of
-# pieces: of the products, as pieces_of() makes them
-Context = namedtuple('Context', 'position_T mask_TS lengths qkv_shape pieces')
+# mask_TS: of attention, as causal_mask() makes it
+# last_alone: whether only the last position goes on behind attention
+# pieces_in, pieces_out: of the products before and behind attention, as pieces_of() makes them
+Context = namedtuple('Context', 'position_T lengths qkv_shape mask_TS last_alone pieces_in pieces_out')
 
 
 def context_of(hparams, tokens_BT, n_pasts=()):
     """The Context of new tokens. n_pasts: the lengths of the pieces of the past."""
     batch, n_new = sizes(tokens_BT)
     position_T = sum(n_pasts) + tf.range(n_new)
-    qkv_shape = tf.stack([batch, n_new, 3, hparams.n_head, hparams.n_embd // hparams.n_head])
-    return Context(position_T, causal_mask(position_T), tf.stack(list(n_pasts) + [n_new]), qkv_shape, pieces_of(batch * n_new))
+    pieces = pieces_of(batch * n_new)
+    return Context(
+        position_T=position_T,
+        lengths=tf.stack(list(n_pasts[:-1]) + [sum(n_pasts[-1:]) + n_new]),
+        qkv_shape=tf.stack([batch, n_new, 3, hparams.n_head, hparams.n_embd // hparams.n_head]),
+        mask_TS=causal_mask(position_T), last_alone=False, pieces_in=pieces, pieces_out=pieces)
 
 
 def embed(hparams, tokens_BT, context):
@@ -230,6 +237,8 @@ def block(hparams, hidden_RD, scope, context, *, pasts=(), drop=no_dropout):
     """One transformer block: float32 [R, D], and its tokens' [key, value]. pasts: those of the tokens before, in pieces."""
     with tf.variable_scope(scope):
         attended_RD, present = attention(hparams, layer_norm(hidden_RD, 'ln_1'), 'attn', context, pasts=pasts, drop=drop)
+        if context.last_alone:
+            hidden_RD = tf.reshape(hidden_RD, [context.qkv_shape[0], -1, hparams.n_embd])[:, -1]
         hidden_RD += drop(attended_RD, 'attn')
         hidden_RD += drop(feed_forward(hparams, layer_norm(hidden_RD, 'ln_2'), 'mlp', context), 'mlp')
         return hidden_RD, present
@@ -238,24 +247,26 @@ def block(hparams, hidden_RD, scope, context, *, pasts=(), drop=no_dropout):
 def attention(hparams, x_RD, scope, context, *, pasts=(), drop=no_dropout):
     """Masked multi-head self-attention (Vaswani et al. 2017, section 3.2) over the pieces of the past and the new tokens."""
     with tf.variable_scope(scope):
-        qkv_RN = linear(x_RD, 'c_attn', 3 * hparams.n_embd, context)
-        qkv_BT3HK = tf.reshape(qkv_RN, context.qkv_shape)
-        q_BHTK, *present = tf.unstack(tf.transpose(qkv_BT3HK, [2, 0, 3, 1, 4]))
-        pieces = list(pasts) + [present]
+        qkv_RN = linear(x_RD, 'c_attn', 3 * hparams.n_embd, context.pieces_in)
+        q_BHTK, *present = tf.unstack(tf.transpose(tf.reshape(qkv_RN, context.qkv_shape), [2, 0, 3, 1, 4]))
+        newest = [tf.concat([past, new], axis=-2) for past, new in zip(pasts[-1], present)] if pasts else present
+        pieces = list(pasts[:-1]) + [newest]
+        if context.last_alone:
+            q_BHTK = q_BHTK[:, :, -1:]
         q_BHTK /= math.sqrt(hparams.n_embd // hparams.n_head)
         score_BHTS = tf.concat([tf.matmul(q_BHTK, k_BHSK, transpose_b=True) for k_BHSK, _ in pieces], axis=-1)
         weight_BHTS = drop(tf.nn.softmax(score_BHTS + context.mask_TS), 'weights')
         weights = tf.split(weight_BHTS, context.lengths, axis=-1, num=len(pieces))
         mixed_BHTK = tf.add_n([tf.matmul(weight, v_BHSK) for weight, (_, v_BHSK) in zip(weights, pieces)])
         mixed_RD = tf.reshape(tf.transpose(mixed_BHTK, [0, 2, 1, 3]), [-1, hparams.n_embd])
-        return linear(mixed_RD, 'c_proj', hparams.n_embd, context, stddev=residual_stddev(hparams)), present
+        return linear(mixed_RD, 'c_proj', hparams.n_embd, context.pieces_out, residual_stddev(hparams)), present
 
 
 def feed_forward(hparams, x_RD, scope, context):
     """Two layers, four times as wide in between."""
     with tf.variable_scope(scope):
-        wide_RN = gelu(linear(x_RD, 'c_fc', 4 * hparams.n_embd, context))
-        return linear(wide_RN, 'c_proj', hparams.n_embd, context, stddev=residual_stddev(hparams))
+        wide_RN = gelu(linear(x_RD, 'c_fc', 4 * hparams.n_embd, context.pieces_out))
+        return linear(wide_RN, 'c_proj', hparams.n_embd, context.pieces_out, residual_stddev(hparams))
 
 
 def gelu(x):
@@ -276,14 +287,14 @@ def layer_norm(x_RD, scope):
     return centred_RD * tf.rsqrt(variance_R1 + 1e-5) * gain_D + bias_D
 
 
-def linear(x_RN, scope, width, context, stddev=0.02):
+def linear(x_RN, scope, width, pieces, stddev=0.02):
     """x times a matrix plus a bias: [R, width]."""
     with tf.variable_scope(scope):
         n_in = x_RN.shape.as_list()[-1]
         # The checkpoint's shape has a leading 1: OpenAI wrote the product as a convolution of width 1.
         weight_1NN = tf.get_variable('w', [1, n_in, width], initializer=tf.random_normal_initializer(stddev=stddev))
         bias_N = tf.get_variable('b', [width], initializer=tf.zeros_initializer())
-    return tf.nn.bias_add(product(x_RN, weight_1NN, context.pieces), bias_N)
+    return tf.nn.bias_add(product(x_RN, weight_1NN, pieces), bias_N)
 
 
 def residual_stddev(hparams):
