@@ -76,18 +76,19 @@ def model(hparams, X, past=None, scope='model', reuse=False):
     Raises ValueError if hparams fit no network.
     """
     hparams.check()
-    head = [hparams.n_head, -1, hparams.n_embd // hparams.n_head]
+    tokens_BT = tf.convert_to_tensor(X)
+    batch, n_new = sizes(tokens_BT)
+    n_layer, n_head, head_size = hparams.n_layer, hparams.n_head, hparams.n_embd // hparams.n_head
+    pasts = []
+    if past is not None:
+        past = tf.transpose(past, [1, 2, 0, 3, 4, 5])
+        pasts.append(tf.reshape(past, [2 * n_layer, batch, n_head, -1, head_size]))
     with tf.variable_scope(scope, reuse=reuse):
-        pasts = []
-        if past is not None:
-            past = tf.transpose(past, [1, 2, 0, 3, 4, 5])
-            pasts.append(tf.reshape(past, [2 * hparams.n_layer, size(past, 2)] + head))
-        hidden_RD, present_LBHTK = transform(hparams, X, pasts)
-        batch, n_new = sizes(X)
-        present = tf.reshape(present_LBHTK, [hparams.n_layer, 2, batch, hparams.n_head, n_new, head[-1]])
+        hidden_RD, present_LBHTK = transform(hparams, tokens_BT, pasts)
         logits_RV = unembed(hparams, hidden_RD)
-        return {'present': tf.transpose(present, [2, 0, 1, 3, 4, 5]),
-                'logits': tf.reshape(logits_RV, [batch, n_new, hparams.n_vocab])}
+    present = tf.reshape(present_LBHTK, [n_layer, 2, batch, n_head, n_new, head_size])
+    return {'present': tf.transpose(present, [2, 0, 1, 3, 4, 5]),
+            'logits': tf.reshape(logits_RV, [batch, n_new, hparams.n_vocab])}
 
 
 # Keys and values of what was read, float32 [L, B, H, S, K]. A token is added to `recent`, which is short, and that to `old`

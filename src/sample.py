@@ -125,6 +125,15 @@ def next_tokens(logits_BV, draw_B, *, temperature, top_k, top_p):
 State = namedtuple('State', 'row_A fed_AT cache ended_A tokens_BS')
 
 
+def settled(state, all_stay):
+    """The State with its cache settled. Rows that have ended leave it, unless all_stay: then nothing has to be gathered."""
+    if all_stay:
+        return state._replace(cache=model.settle(state.cache))
+    place_A = tf.where(tf.logical_not(state.ended_A))[:, 0]
+    row_A, fed_AT, ended_A = [tf.gather(x, place_A) for x in (state.row_A, state.fed_AT, state.ended_A)]
+    return State(row_A, fed_AT, model.settle(state.cache, place_A), ended_A, state.tokens_BS)
+
+
 def sample_sequence(*, hparams, length, start_token=None, batch_size=None, context=None, temperature=1, top_k=0, top_p=1,
                     end_token=None, context_lengths=None, draws=None, watch=None):
     """Continue each prompt by length tokens.
@@ -152,7 +161,7 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
     length_B = tf.fill([batch], n_context) if context_lengths is None else check_lengths(context_lengths, n_context)
     draws = tf.random_uniform([batch, length], dtype=tf.float64) if draws is None else as_float64(draws)
     filler = NO_TOKEN if end_token is None else end_token
-    all_end_together = end_token is None and context_lengths is None
+    all_stay = end_token is None and context_lengths is None  # they end together
 
     def unfinished(*state):
         state = State(*state)
@@ -174,22 +183,14 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
         with tf.control_dependencies([] if watch is None else [tf.py_func(watch, [token_B], [])]):
             tokens_BS = tf.concat([state.tokens_BS, token_B[:, None]], axis=1)
         fed_AT = tf.maximum(token_A, 0)[:, None]  # NO_TOKEN has no embedding, and nobody reads what follows it
-
-        def settled():
-            if all_end_together:
-                return state.row_A, fed_AT, model.settle(cache), ended_A
-            place_A = tf.where(tf.logical_not(ended_A))[:, 0]
-            row_A, fed_AT_, ended = [tf.gather(x, place_A) for x in (state.row_A, fed_AT, ended_A)]
-            return row_A, fed_AT_, model.settle(cache, place_A), ended
-
-        working = tf.cond(model.is_due(cache), settled, lambda: (state.row_A, fed_AT, cache, ended_A))
-        return State(*working, tokens_BS=tokens_BS)
+        state = State(state.row_A, fed_AT, cache, ended_A, tokens_BS)
+        return tf.cond(model.is_due(cache), lambda: settled(state, all_stay), lambda: state)
 
     prompt_BT = context_BC[:, :tf.reduce_min(length_B)]
     start = State(row_A=tf.range(batch), fed_AT=prompt_BT, cache=model.empty_cache(hparams, batch),
                   ended_A=tf.fill([batch], False), tokens_BS=prompt_BT)
     known_batch = context_BC.shape.as_list()[0]
-    n_working = known_batch if all_end_together else None
+    n_working = known_batch if all_stay else None
     shapes = State(
         row_A=tf.TensorShape([n_working]),
         fed_AT=tf.TensorShape([n_working, None]),

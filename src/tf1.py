@@ -32,8 +32,7 @@ def _import_tensorflow():
     except ImportError:  # 1.12 is graph mode already, and its tf.compat has no v1
         import tensorflow
     finally:
-        if hasattr(gc, 'freeze'):  # Python 3.7
-            gc.freeze()
+        getattr(gc, 'freeze', lambda: None)()  # nor look again later on; Python 3.7 has it
         gc.enable()
     return tensorflow
 

@@ -33,9 +33,10 @@ SHORT_SECONDS = 30  # a run that took less is done again: what an engine builds 
 
 Workload = namedtuple('Workload', 'batch n_prompt length')
 WORKLOADS = {'start': Workload(1, 8, 1), 'W1': Workload(1, 1, 1023), 'W2': Workload(1, 512, 128),
-             'W3': Workload(8, 1, 256), 'W4': Workload(32, 1, 256)}
+             'W3': Workload(8, 1, 256), 'W4': Workload(32, 1, 256),
+             'score': Workload(2, 1025, 0)}  # what 1,024 tokens a row cost to predict
 QUICK = {'start': Workload(1, 8, 1), 'W1': Workload(1, 1, 32), 'W2': Workload(1, 64, 16),
-         'W3': Workload(8, 1, 16), 'W4': Workload(32, 1, 8)}
+         'W3': Workload(8, 1, 16), 'W4': Workload(32, 1, 8), 'score': Workload(2, 65, 0)}
 
 
 # What a worker process does. Its last line of output is the result as JSON.
@@ -67,13 +68,23 @@ def greedy(engine, folder):
 
 
 def measure(engine, folder, started, batch, n_prompt, length):
-    """{'start': seconds from `started` to the first token, 'first': to it once loaded, 'seconds': to all, 'mb': peak}"""
+    """{'start': seconds from `started` to the first token, 'first': to it once loaded, 'seconds': to all, 'mb': peak}
+
+    length 0: the prompt is scored; then there are 'seconds' and 'mb', and the mean 'nats' to compare.
+    """
     prompt_BT = np.random.RandomState(0).randint(END_OF_TEXT, size=[batch, n_prompt])
     if n_prompt == 1:
         prompt_BT[:] = END_OF_TEXT
     engine.prepare(folder)
-    engine.generate(prompt_BT, 1, TOP_K)
-    result = {'start': time.time() - started}
+    result = {}
+    if length == 0:
+        engine.score(prompt_BT)
+        start = time.time()
+        result['nats'] = float(np.mean(engine.score(prompt_BT), dtype=np.float64))
+        result['seconds'] = time.time() - start
+    else:
+        engine.generate(prompt_BT, 1, TOP_K)
+        result['start'] = time.time() - started
     if length > 1:
         result['first'] = seconds_for(engine, prompt_BT, 1)
         result['seconds'] = seconds_for(engine, prompt_BT, length)
@@ -192,7 +203,7 @@ def measure_all(runners, workloads, options, results):
     for i in range(options.rounds):
         for name in options.workloads:
             for runner in runners[i % len(runners):] + runners[:i % len(runners)]:  # nobody is always first
-                if results.get((runner.label, name), []) is None:
+                if results.get((runner.label, name), []) is None or name == 'score' and not ENGINES[runner.engine].scores:
                     continue
                 try:
                     result = call(runner.python, 'measure', options.threads, runner.engine, folder=runner.folder,
@@ -211,6 +222,8 @@ def columns(workloads, names):
         batch, n_prompt, length = workloads[name]
         if name == 'start':
             yield 'start to first token (s)', name, 'start', None
+        elif name == 'score':
+            yield 'score %d x %d (tokens/s)' % (batch, n_prompt - 1), name, 'seconds', batch * (n_prompt - 1)
         else:
             shape = '%d x %d' % (batch, length) if n_prompt == 1 else '%d + %d' % (n_prompt, length)
             yield '%s %s (tokens/s)' % (name, shape), name, 'seconds', batch * length
@@ -274,7 +287,7 @@ def conditions(options):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--engines', nargs='+', choices=list(ENGINES), default=list(ENGINES), help='ours is always in')
-    parser.add_argument('--workloads', nargs='+', choices=sorted(WORKLOADS), default=['start', 'W1', 'W2', 'W3', 'W4'])
+    parser.add_argument('--workloads', nargs='+', choices=sorted(WORKLOADS), default=['start', 'W1', 'W2', 'W3', 'W4', 'score'])
     parser.add_argument('--rounds', type=int, help='3, or 1 with --quick')
     parser.add_argument('--quick', action='store_true', help='short texts: the figures mean little')
     parser.add_argument('--python', action='append', default=[], help='another Python, as a path; may be repeated')

@@ -18,6 +18,7 @@ class Engine(object):
 
     packages = ()  # (module, name on PyPI): what it runs on, itself first
     weights = '117M'  # name of the folder with the weights in its format; this one is a released model's
+    scores = False  # whether it has score()
 
     def __init__(self, threads):
         self.threads = threads
@@ -34,17 +35,22 @@ class Engine(object):
         """Continue every row of the int array tokens_BT: the new tokens, int [B, length]. top_k 1 is greedy."""
         raise NotImplementedError
 
+    def score(self, tokens_BT):
+        """What tokens_BT[:, 1:] cost to predict, in nats: float [B, T - 1]."""
+        raise NotImplementedError
+
 
 class Ours(Engine):
-    """As generate_unconditional_samples.py does it."""
+    """As generate_unconditional_samples.py does it, and evaluate.py."""
 
     packages = [('tensorflow', 'tensorflow')]
+    scores = True
 
     def prepare(self, folder):
         import checkpoint
         self.models_dir, self.name = os.path.split(folder)
         self.hparams = checkpoint.load_hparams(self.name, self.models_dir)
-        self.sess = checkpoint.session()
+        self.sess = checkpoint.session(optimize=False)
         self.graphs = {}
 
     def generate(self, tokens_BT, length, top_k):
@@ -54,6 +60,14 @@ class Ours(Engine):
         context, draws, output = self.graphs[length, top_k]
         numbers = range(len(tokens_BT))
         return self.sess.run(output, {context: tokens_BT, draws: sample.random_draws(None, numbers, length)})[:, -length:]
+
+    def score(self, tokens_BT):
+        import checkpoint
+        import evaluate
+        if not self.graphs:
+            self.graphs['score'] = evaluate.scorer(self.sess, self.hparams)
+            checkpoint.restore(self.sess, self.name, self.models_dir)
+        return self.graphs['score'](tokens_BT)
 
     def build(self, length, top_k):
         import checkpoint
@@ -103,6 +117,7 @@ class Transformers(Engine):
 
     packages = [('transformers', 'transformers'), ('torch', 'torch')]
     weights = 'transformers'
+    scores = True
 
     def convert(self, model, folder):
         save_pretrained(model, folder)
@@ -118,6 +133,13 @@ class Transformers(Engine):
         tokens = torch.from_numpy(tokens_BT)
         return self.model.generate(tokens, attention_mask=torch.ones_like(tokens), do_sample=True, top_k=top_k,
                                    max_new_tokens=length, pad_token_id=END_OF_TEXT)[:, tokens_BT.shape[1]:].numpy()
+
+    def score(self, tokens_BT):
+        import torch
+        tokens = torch.from_numpy(tokens_BT)
+        with torch.no_grad():
+            logits_BTV = self.model(tokens[:, :-1], use_cache=False).logits
+            return torch.nn.functional.cross_entropy(logits_BTV.transpose(1, 2), tokens[:, 1:], reduction='none').numpy()
 
 
 class CTranslate2(Engine):

