@@ -82,7 +82,7 @@ def model(hparams, X, past=None, scope='model', reuse=False):
     pasts = []
     if past is not None:
         past = tf.transpose(past, [1, 2, 0, 3, 4, 5])
-        pasts.append(tf.reshape(past, [2 * n_layer, batch, n_head, -1, head_size]))
+        pasts.append(tf.unstack(tf.reshape(past, [2 * n_layer, batch, n_head, -1, head_size])))
     with tf.variable_scope(scope, reuse=reuse):
         hidden_RD, present_LBHTK = transform(hparams, tokens_BT, pasts)
         logits_RV = unembed(hparams, hidden_RD)
@@ -91,21 +91,23 @@ def model(hparams, X, past=None, scope='model', reuse=False):
             'logits': tf.reshape(logits_RV, [batch, n_new, hparams.n_vocab])}
 
 
-# Keys and values of what was read, float32 [L, B, H, S, K]. A token is added to `recent`, which is short, and that to `old`
-# now and then: no token copies all that is there.
+# Keys and values of what was read. A token is added to `recent`, float32 [L, B, H, S, K], which is short, and that to `old`
+# now and then: no token copies all that is there. `old` is L tensors [B, H, S, K], so that they are copied one by one, and
+# there are never two of the whole.
 Cache = namedtuple('Cache', 'old recent')
 
 
 def empty_cache(hparams, batch):
     """The Cache of batch texts of which nothing was read yet."""
     nothing_LBHSK = tf.zeros([2 * hparams.n_layer, batch, hparams.n_head, 0, hparams.n_embd // hparams.n_head])
-    return Cache(nothing_LBHSK, nothing_LBHSK)
+    return Cache(tf.unstack(nothing_LBHSK), nothing_LBHSK)
 
 
 def cache_shapes(hparams, batch):
     """The shapes of a Cache as it grows, in the form that tf.while_loop takes. batch: number, or None if unknown."""
-    any_LBHSK = tf.TensorShape([2 * hparams.n_layer, batch, hparams.n_head, None, hparams.n_embd // hparams.n_head])
-    return Cache(any_LBHSK, any_LBHSK)
+    n_kept = 2 * hparams.n_layer
+    any_BHSK = tf.TensorShape([batch, hparams.n_head, None, hparams.n_embd // hparams.n_head])
+    return Cache([any_BHSK] * n_kept, tf.TensorShape([n_kept]).concatenate(any_BHSK))
 
 
 def decode(hparams, X, cache, scope='model', reuse=tf.AUTO_REUSE):
@@ -115,7 +117,7 @@ def decode(hparams, X, cache, scope='model', reuse=tf.AUTO_REUSE):
     Returns float32 [B, V], the logits that follow the last of them, and the Cache with all of them.
     """
     with tf.variable_scope(scope, reuse=reuse):
-        hidden_BD, present_LBHTK = transform(hparams, X, [cache.old, cache.recent], last_alone=True)
+        hidden_BD, present_LBHTK = transform(hparams, X, [cache.old, tf.unstack(cache.recent)], last_alone=True)
         logits_BV = product_with_rows(hidden_BD, token_embedding(hparams))
     return logits_BV, Cache(cache.old, tf.concat([cache.recent, present_LBHTK], axis=-2))
 
@@ -126,15 +128,18 @@ def is_due(cache):
     r recent tokens, copied each time one is added, cost r / 2 a token, and s old ones, copied once, s / r. That is least
     where r * r = 2 * s.
     """
-    n_old, n_recent = size(cache.old, -2), size(cache.recent, -2)
+    n_old, n_recent = size(cache.old[0], -2), size(cache.recent, -2)
     return n_recent * n_recent >= 2 * n_old
 
 
 def settle(cache, rows=None):
     """The Cache with all that is recent made old. rows: int32 [any], the texts that stay in it; None is all."""
-    pieces = cache if rows is None else [tf.gather(piece_LBHSK, rows, axis=1) for piece_LBHSK in cache]
-    old_LBHSK = tf.concat(pieces, axis=-2)
-    return Cache(old_LBHSK, old_LBHSK[:, :, :, :0])
+    old = []
+    for pieces in zip(cache.old, tf.unstack(cache.recent)):
+        if rows is not None:
+            pieces = [tf.gather(piece_BHSK, rows) for piece_BHSK in pieces]
+        old.append(tf.concat(pieces, axis=-2))
+    return Cache(old, tf.stack([old_BHSK[:, :, :0] for old_BHSK in old]))
 
 
 def token_losses(logits, tokens):
@@ -168,14 +173,13 @@ def dropout(rate, *, seed, step):
 def transform(hparams, tokens, pasts=(), drop=no_dropout, last_alone=False):
     """Everything between token ids and logits.
 
-    tokens: int32 [B, T].  pasts: what was read before them, piece by piece: float32 [L, B, H, S, K].
+    tokens: int32 [B, T].  pasts: what was read before them, in pieces: each is L tensors, float32 [B, H, S, K].
     Returns float32 [R, D], or with last_alone [B, D] of each text's last position, and what attention keeps of tokens,
     float32 [L, B, H, T, K].
     """
     hparams.check()
     tokens_BT = tf.convert_to_tensor(tokens)
-    context = context_of(hparams, tokens_BT, [size(past_LBHSK, -2) for past_LBHSK in pasts])
-    pasts = [tf.unstack(past_LBHSK, num=2 * hparams.n_layer) for past_LBHSK in pasts]
+    context = context_of(hparams, tokens_BT, [size(past[0], -2) for past in pasts])
     hidden_RD = drop(embed(hparams, tokens_BT, context), 'embed')
     present = []
     for layer in range(hparams.n_layer):
