@@ -23,7 +23,6 @@ import encoder
 import flags
 from measure import Model, Options, Sum, measure, score_documents
 
-os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')  # of many rows at once, its products are a fifth faster
 LOGIT_ROWS = 512  # positions whose logits are in memory at once: 100 MB over the release's vocabulary
 
 

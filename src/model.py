@@ -299,7 +299,7 @@ def linear(x_RN, scope, width, pieces, stddev=0.02):
         # The checkpoint's shape has a leading 1: OpenAI wrote the product as a convolution of width 1.
         weight_1NN = tf.get_variable('w', [1, n_in, width], initializer=tf.random_normal_initializer(stddev=stddev))
         bias_N = tf.get_variable('b', [width], initializer=tf.zeros_initializer())
-    return product(x_RN, weight_1NN, pieces) + bias_N
+    return tf.nn.bias_add(product(x_RN, weight_1NN, pieces), bias_N)
 
 
 def residual_stddev(hparams):

@@ -38,7 +38,7 @@ def _import_tensorflow():
 
 
 # Settings that TensorFlow reads once. `make bench` shows what they are good for.
-os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # oneDNN takes longer to set up than one token's products take
+os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')  # where the processor is not Intel's, 2.x would do without
 os.environ.setdefault('TF_CPU_ALLOCATOR_USE_BFC', 'true')  # keeps memory that the C library would return and fetch again
 if _quiet:
     os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'

@@ -26,7 +26,6 @@ import corpus
 import encoder
 import flags
 
-os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')  # of many rows at once, its products are a fifth faster
 BETAS = 0.9, 0.95  # of Adam, as Brown et al. 2020 (arXiv:2005.14165), appendix B
 
 

@@ -50,6 +50,7 @@ class Ours(Engine):
         import checkpoint
         self.models_dir, self.name = os.path.split(folder)
         self.hparams = checkpoint.load_hparams(self.name, self.models_dir)
+        self.sess = checkpoint.session(optimize=False)
         self.graphs = {}
 
     def generate(self, tokens_BT, length, top_k):
@@ -61,10 +62,9 @@ class Ours(Engine):
         return self.sess.run(output, {context: tokens_BT, draws: sample.random_draws(None, numbers, length)})[:, -length:]
 
     def score(self, tokens_BT):
-        import evaluate  # first: it chooses how TensorFlow computes
         import checkpoint
+        import evaluate
         if not self.graphs:
-            self.sess = checkpoint.session()
             self.graphs['score'] = evaluate.scorer(self.sess, self.hparams)
             checkpoint.restore(self.sess, self.name, self.models_dir)
         return self.graphs['score'](tokens_BT)
@@ -76,7 +76,6 @@ class Ours(Engine):
         context, draws = tf.placeholder(tf.int32, [None, None]), tf.placeholder(tf.float64, [None, length])
         output = sample.sample_sequence(hparams=self.hparams, length=length, context=context, draws=draws, top_k=top_k)
         if not self.graphs:
-            self.sess = checkpoint.session(optimize=False)
             checkpoint.restore(self.sess, self.name, self.models_dir)
         self.graphs[length, top_k] = context, draws, output
 
