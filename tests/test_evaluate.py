@@ -273,14 +273,16 @@ def test_the_figures_of_a_benchmark_equal_numpy(case, benchmark, tmpdir):
     assert {(figure.benchmark, figure.share) for figure in figures} == {(benchmark, 1)}
 
 
-def test_the_figures_of_lambada_equal_numpy(small_case, tmpdir):
+def test_the_figures_of_lambada_equal_numpy(case, tmpdir):
     """A last word of one character: the network's favourite is among the printable ones, or there is no hit to be had."""
     contexts = ['“Yes”, he', 'A b c d', 'It was a rainy']
     endings = [chr(code) for code in range(33, 127)]
+    if case.model.name == '117M':  # NumPy takes a second for each passage there
+        contexts, endings = contexts[:1], endings[:8]
     path = str(tmpdir.join('lambada.jsonl'))
     with open(path, 'w', encoding='utf-8') as file:
         file.writelines(json.dumps({'text': context + ' ' + ending}) + '\n' for context in contexts for ending in endings)
-    encoder = small_case.model.encoder
+    encoder = case.model.encoder
     stop_words = {token for token in encoder.decoder if encoder.decode([token]).strip().lower() in benchmarks.STOP_WORDS}
     expected = {}
     for name, prepare in (('as it is', lambda text: text),
@@ -289,7 +291,7 @@ def test_the_figures_of_lambada_equal_numpy(small_case, tmpdir):
         for context in contexts:
             for ending in endings:
                 ids = encoder.encode(prepare(context + ' ' + ending))
-                logits_TV, nats = [x[0] for x in numpy_losses(small_case.weights, np.array([ids]), small_case.model.hparams.n_head)]
+                logits_TV, nats = [x[0] for x in numpy_losses(case.weights, np.array([ids]), case.model.hparams.n_head)]
                 word = list(range(len(encoder.encode(prepare(context))), len(ids)))
                 hit = {place: logits_TV[place - 1].argmax() == ids[place] for place in word}
                 logits_TV[:, sorted(stop_words)] = -np.inf
@@ -305,7 +307,7 @@ def test_the_figures_of_lambada_equal_numpy(small_case, tmpdir):
         for figure, values in found.items():
             mean = np.mean(np.array(values, float))
             expected['%s; %s' % (name, figure)] = math.exp(mean) if 'perplexity' in figure else 100 * mean
-    figures = {figure.protocol: figure.value for figure in measure.measure(small_case.model, 'lambada', path, ALL)}
+    figures = {figure.protocol: figure.value for figure in measure.measure(case.model, 'lambada', path, ALL)}
     assert figures == pytest.approx(expected, rel=1e-4)
 
 
