@@ -134,12 +134,11 @@ def is_due(cache):
 
 def settle(cache, rows=None):
     """The Cache with all that is recent made old. rows: int32 [any], the texts that stay in it; None is all."""
-    old = []
-    for pieces in zip(cache.old, tf.unstack(cache.recent)):
-        if rows is not None:
-            pieces = [tf.gather(piece_BHSK, rows) for piece_BHSK in pieces]
-        old.append(tf.concat(pieces, axis=-2))
-    return Cache(old, tf.stack([old_BHSK[:, :, :0] for old_BHSK in old]))
+    old, recent_LBHSK = cache
+    if rows is not None:
+        old, recent_LBHSK = [tf.gather(old_BHSK, rows) for old_BHSK in old], tf.gather(recent_LBHSK, rows, axis=1)
+    old = [tf.concat(pieces, axis=-2) for pieces in zip(old, tf.unstack(recent_LBHSK))]
+    return Cache(old, recent_LBHSK[:, :, :, :0])
 
 
 def token_losses(logits, tokens):
