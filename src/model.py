@@ -13,7 +13,7 @@ from collections import namedtuple
 import math
 import zlib
 
-from products import pieces_of, product, product_with_rows
+from products import columns_pay, pieces_of, product, product_with_rows
 from tf1 import stateless_uniform, tf
 
 
@@ -110,14 +110,16 @@ def cache_shapes(hparams, batch):
     return Cache([any_BHSK] * n_kept, tf.TensorShape([n_kept]).concatenate(any_BHSK))
 
 
-def decode(hparams, X, cache, scope='model', reuse=tf.AUTO_REUSE):
+def decode(hparams, X, cache, scope='model', reuse=tf.AUTO_REUSE, n_texts=1):
     """Read more of each text, and predict what comes next.
 
-    X: int32 [B, T], the new tokens.
+    X: int32 [B, T], the new tokens.  n_texts: how many texts there were at first, a number or a tensor from outside of any
+        loop: for several, the weights are laid out once for products of several rows.
     Returns float32 [B, V], the logits that follow the last of them, and the Cache with all of them.
     """
     with tf.variable_scope(scope, reuse=reuse):
-        hidden_BD, present_LBHTK = transform(hparams, X, [cache.old, tf.unstack(cache.recent)], last_alone=True)
+        hidden_BD, present_LBHTK = transform(hparams, X, [cache.old, tf.unstack(cache.recent)], last_alone=True,
+                                             by_columns=columns_pay(n_texts))
         logits_BV = product_with_rows(hidden_BD, token_embedding(hparams))
     return logits_BV, Cache(cache.old, tf.concat([cache.recent, present_LBHTK], axis=-2))
 
@@ -169,21 +171,23 @@ def dropout(rate, *, seed, step):
     return drop if rate else no_dropout
 
 
-def transform(hparams, tokens, pasts=(), drop=no_dropout, last_alone=False):
+def transform(hparams, tokens, pasts=(), drop=no_dropout, last_alone=False, by_columns=False):
     """Everything between token ids and logits.
 
     tokens: int32 [B, T].  pasts: what was read before them, in pieces: each is L tensors, float32 [B, H, S, K].
+    by_columns: as pieces_of() takes it.
     Returns float32 [R, D], or with last_alone [B, D] of each text's last position, and what attention keeps of tokens,
     float32 [L, B, H, T, K].
     """
     hparams.check()
     tokens_BT = tf.convert_to_tensor(tokens)
-    context = context_of(hparams, tokens_BT, [size(past[0], -2) for past in pasts])
+    context = context_of(hparams, tokens_BT, [size(past[0], -2) for past in pasts], by_columns)
     hidden_RD = drop(embed(hparams, tokens_BT, context), 'embed')
     present = []
     for layer in range(hparams.n_layer):
         if last_alone and layer == hparams.n_layer - 1:  # of the other positions only keys and values are of use now
-            context = context._replace(mask_TS=context.mask_TS[-1:], last_alone=True, pieces_out=pieces_of(size(tokens_BT, 0)))
+            context = context._replace(mask_TS=context.mask_TS[-1:], last_alone=True,
+                                       pieces_out=pieces_of(size(tokens_BT, 0), by_columns))
         hidden_RD, key_and_value = block(hparams, hidden_RD, 'h%d' % layer, context, drop=drop,
                                          pasts=[past[2 * layer:2 * layer + 2] for past in pasts])
         present += key_and_value
@@ -200,11 +204,11 @@ def transform(hparams, tokens, pasts=(), drop=no_dropout, last_alone=False):
 Context = namedtuple('Context', 'position_T lengths qkv_shape mask_TS last_alone pieces_in pieces_out')
 
 
-def context_of(hparams, tokens_BT, n_pasts=()):
-    """The Context of new tokens. n_pasts: the lengths of the pieces of the past."""
+def context_of(hparams, tokens_BT, n_pasts=(), by_columns=False):
+    """The Context of new tokens. n_pasts: the lengths of the pieces of the past.  by_columns: as pieces_of() takes it."""
     batch, n_new = sizes(tokens_BT)
     position_T = sum(n_pasts) + tf.range(n_new)
-    pieces = pieces_of(batch * n_new)
+    pieces = pieces_of(batch * n_new, by_columns)
     return Context(
         position_T=position_T,
         lengths=tf.stack(list(n_pasts[:-1]) + [sum(n_pasts[-1:]) + n_new]),

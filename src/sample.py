@@ -169,7 +169,7 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
 
     def step(*state):
         state = State(*state)
-        logits_AV, cache = model.decode(hparams, state.fed_AT, state.cache)
+        logits_AV, cache = model.decode(hparams, state.fed_AT, state.cache, n_texts=batch)
         n_seen = tf.shape(state.tokens_BS)[1]
         n_drawn_A = n_seen - tf.gather(length_B, state.row_A)  # below 0 inside a prompt, where the next token is given
         draw_A = tf.gather_nd(draws, tf.stack([state.row_A, tf.clip_by_value(n_drawn_A, 0, length - 1)], axis=-1))

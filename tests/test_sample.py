@@ -329,10 +329,10 @@ def test_rows_that_have_ended_leave_the_batch(sess, monkeypatch):
     rows_read = []
     decode = model.decode
 
-    def counting_decode(hparams, X, cache):
+    def counting_decode(hparams, X, cache, **options):
         counted = tf.py_func(lambda tokens_BT: rows_read.append(len(tokens_BT)), [X], [])
         with tf.control_dependencies([counted]):
-            return decode(hparams, tf.identity(X), cache)
+            return decode(hparams, tf.identity(X), cache, **options)
 
     draws = np.random.RandomState(1).random_sample([40, 60])
     context_BT, draws_BT = tf.placeholder(tf.int32, [None, None]), tf.placeholder(tf.float64, [None, 60])
