@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import model
+import products
 import reference
 import sample
 import tiny
@@ -351,6 +352,26 @@ def test_rows_that_have_ended_leave_the_batch(sess, monkeypatch):
         assert (row[n_tokens:] == 5).all()
     assert rows_read[0] == 40 and rows_read[-1] < 20
     assert sum(rows_read) <= 1.5 * n_alive
+
+
+@pytest.mark.skipif(tf.__version__.startswith('1.'), reason='TensorFlow 1.x has no oneDNN, nor products that broadcast')
+@pytest.mark.parametrize('n_texts', [1, 3])
+def test_tokens_are_the_same_with_weights_laid_out_by_columns(sess, monkeypatch, n_texts):
+    """Which is done where oneDNN multiplies and weights are large; here also when but one row is left of several."""
+    monkeypatch.setattr(products, 'LARGE', 1)
+    monkeypatch.setattr(products, 'on_onednn', lambda: True)
+    hparams, weights = random_model(n_layer=2, n_ctx=32)
+    assert hparams.n_embd * 4 % products.COLUMNS == 0
+    plain_sample = plain_sampler(sess, hparams, weights)
+    draws = np.random.RandomState(2).random_sample([n_texts, 20])
+    prompts = [[3, 1, 4], [1, 5, 9], [2, 6, 5]][:n_texts]
+    context_BT = tf.placeholder(tf.int32, [None, None])
+    tokens_BS = sample.sample_sequence(hparams=hparams, length=20, context=context_BT, draws=draws, end_token=7)
+    assert any('h0/mlp' in operation.name and operation.type == 'Transpose' for operation in sess.graph.get_operations())
+    for row, prompt, draw_S in zip(sess.run(tokens_BS, {context_BT: prompts}), prompts, draws):
+        expected = prompt + sample.up_to_end(plain_sample(prompt, draw_S)[len(prompt):], 7)
+        assert row[:len(expected)].tolist() == expected
+        assert (row[len(expected):] == 7).all()
 
 
 def test_each_column_is_seen_as_soon_as_there_is_one(sess):
