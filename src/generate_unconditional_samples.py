@@ -31,7 +31,7 @@ def sample_model(model_name='117M', seed: int = None, nsamples=0, batch_size=1, 
     hparams = checkpoint.load_hparams(model_name, models_dir)
     if length is None:
         length = hparams.n_ctx
-    context = tf.placeholder(tf.int32, [None, 1])
+    context = tf.placeholder(tf.int32, [sample.rows_of(nsamples, batch_size), 1])
     draws = tf.placeholder(tf.float64, [None, None])
     end_token = text_encoder.end_of_text if stop_at_end else None
     output = sample.sample_sequence(hparams=hparams, length=length, context=context, draws=draws, temperature=temperature,

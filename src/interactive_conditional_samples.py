@@ -41,7 +41,7 @@ def interact_model(model_name='117M', seed: int = None, nsamples=1, batch_size=1
     longest_prompt = hparams.n_ctx + 1 - length  # the last sampled token is never fed back
     if longest_prompt < 1:
         raise ValueError('length is %d, over the context of %d; pass less, to leave room for a prompt' % (length, hparams.n_ctx))
-    context = tf.placeholder(tf.int32, [None, None])
+    context = tf.placeholder(tf.int32, [sample.rows_of(nsamples, batch_size), None])
     draws = tf.placeholder(tf.float64, [None, None])
     end_token = text_encoder.end_of_text if stop_at_end else None
     live = LiveText(text_encoder, end_token) if sys.stdout.isatty() else None

@@ -13,7 +13,7 @@ from collections import namedtuple
 import math
 import zlib
 
-from products import columns_pay, pieces_of, product, product_with_rows
+from products import batched_product, pieces_of, product, product_with_rows
 from tf1 import stateless_uniform, tf
 
 
@@ -110,16 +110,15 @@ def cache_shapes(hparams, batch):
     return Cache([any_BHSK] * n_kept, tf.TensorShape([n_kept]).concatenate(any_BHSK))
 
 
-def decode(hparams, X, cache, scope='model', reuse=tf.AUTO_REUSE, n_texts=1):
+def decode(hparams, X, cache, scope='model', reuse=tf.AUTO_REUSE, n_texts=None):
     """Read more of each text, and predict what comes next.
 
-    X: int32 [B, T], the new tokens.  n_texts: how many texts there were at first, a number or a tensor from outside of any
-        loop: for several, the weights are laid out once for products of several rows.
+    X: int32 [B, T], the new tokens.  n_texts: how many texts there were at first, as pieces_of() takes it.
     Returns float32 [B, V], the logits that follow the last of them, and the Cache with all of them.
     """
     with tf.variable_scope(scope, reuse=reuse):
         hidden_BD, present_LBHTK = transform(hparams, X, [cache.old, tf.unstack(cache.recent)], last_alone=True,
-                                             by_columns=columns_pay(n_texts))
+                                             n_texts=n_texts)
         logits_BV = product_with_rows(hidden_BD, token_embedding(hparams))
     return logits_BV, Cache(cache.old, tf.concat([cache.recent, present_LBHTK], axis=-2))
 
@@ -171,23 +170,23 @@ def dropout(rate, *, seed, step):
     return drop if rate else no_dropout
 
 
-def transform(hparams, tokens, pasts=(), drop=no_dropout, last_alone=False, by_columns=False):
+def transform(hparams, tokens, pasts=(), drop=no_dropout, last_alone=False, n_texts=None):
     """Everything between token ids and logits.
 
     tokens: int32 [B, T].  pasts: what was read before them, in pieces: each is L tensors, float32 [B, H, S, K].
-    by_columns: as pieces_of() takes it.
+    n_texts: as pieces_of() takes it.
     Returns float32 [R, D], or with last_alone [B, D] of each text's last position, and what attention keeps of tokens,
     float32 [L, B, H, T, K].
     """
     hparams.check()
     tokens_BT = tf.convert_to_tensor(tokens)
-    context = context_of(hparams, tokens_BT, [size(past[0], -2) for past in pasts], by_columns)
+    context = context_of(hparams, tokens_BT, [size(past[0], -2) for past in pasts], n_texts)
     hidden_RD = drop(embed(hparams, tokens_BT, context), 'embed')
     present = []
     for layer in range(hparams.n_layer):
         if last_alone and layer == hparams.n_layer - 1:  # of the other positions only keys and values are of use now
-            context = context._replace(mask_TS=context.mask_TS[-1:], last_alone=True,
-                                       pieces_out=pieces_of(size(tokens_BT, 0), by_columns))
+            context = context._replace(mask_TS=context.mask_TS[-1:], last_alone=True, one_row=True,
+                                       pieces_out=pieces_of(size(tokens_BT, 0), n_texts))
         hidden_RD, key_and_value = block(hparams, hidden_RD, 'h%d' % layer, context, drop=drop,
                                          pasts=[past[2 * layer:2 * layer + 2] for past in pasts])
         present += key_and_value
@@ -195,25 +194,29 @@ def transform(hparams, tokens, pasts=(), drop=no_dropout, last_alone=False, by_c
 
 
 # What all blocks need to know, made once:
+# batch: how many texts
 # position_T: the new tokens' places in the text
 # lengths: int32 [pieces], how many tokens attention finds in each piece
 # qkv_shape: [B, T, 3, H, K], for what the queries, keys and values are cut out of
 # mask_TS: of attention, as causal_mask() makes it
 # last_alone: whether only the last position goes on behind attention
+# one_row: whether attention has one query a text, as batched_product() takes it
 # pieces_in, pieces_out: of the products before and behind attention, as pieces_of() makes them
-Context = namedtuple('Context', 'position_T lengths qkv_shape mask_TS last_alone pieces_in pieces_out')
+Context = namedtuple('Context', 'batch position_T lengths qkv_shape mask_TS last_alone one_row pieces_in pieces_out')
 
 
-def context_of(hparams, tokens_BT, n_pasts=(), by_columns=False):
-    """The Context of new tokens. n_pasts: the lengths of the pieces of the past.  by_columns: as pieces_of() takes it."""
+def context_of(hparams, tokens_BT, n_pasts=(), n_texts=None):
+    """The Context of new tokens. n_pasts: the lengths of the pieces of the past.  n_texts: as pieces_of() takes it."""
     batch, n_new = sizes(tokens_BT)
     position_T = sum(n_pasts) + tf.range(n_new)
-    pieces = pieces_of(batch * n_new, by_columns)
+    pieces = pieces_of(batch * n_new, n_texts)
     return Context(
-        position_T=position_T,
+        batch=batch, position_T=position_T,
         lengths=tf.stack(list(n_pasts[:-1]) + [sum(n_pasts[-1:]) + n_new]),
         qkv_shape=tf.stack([batch, n_new, 3, hparams.n_head, hparams.n_embd // hparams.n_head]),
-        mask_TS=causal_mask(position_T), last_alone=False, pieces_in=pieces, pieces_out=pieces)
+        mask_TS=causal_mask(position_T), last_alone=False,
+        one_row=len(n_pasts) > 0 and (n_new == 1 if isinstance(n_new, int) else tf.equal(n_new, 1)),
+        pieces_in=pieces, pieces_out=pieces)
 
 
 def embed(hparams, tokens_BT, context):
@@ -246,7 +249,7 @@ def block(hparams, hidden_RD, scope, context, *, pasts=(), drop=no_dropout):
     with tf.variable_scope(scope):
         attended_RD, present = attention(hparams, layer_norm(hidden_RD, 'ln_1'), 'attn', context, pasts=pasts, drop=drop)
         if context.last_alone:
-            hidden_RD = tf.reshape(hidden_RD, [context.qkv_shape[0], -1, hparams.n_embd])[:, -1]
+            hidden_RD = tf.reshape(hidden_RD, [context.batch, -1, hparams.n_embd])[:, -1]
         hidden_RD += drop(attended_RD, 'attn')
         hidden_RD += drop(feed_forward(hparams, layer_norm(hidden_RD, 'ln_2'), 'mlp', context), 'mlp')
         return hidden_RD, present
@@ -262,11 +265,13 @@ def attention(hparams, x_RD, scope, context, *, pasts=(), drop=no_dropout):
         if context.last_alone:
             q_BHTK = q_BHTK[:, :, -1:]
         q_BHTK /= math.sqrt(hparams.n_embd // hparams.n_head)
-        score_BHTS = tf.concat([tf.matmul(q_BHTK, k_BHSK, transpose_b=True) for k_BHSK, _ in pieces], axis=-1)
+        one_row = context.one_row
+        score_BHTS = tf.concat([batched_product(q_BHTK, k_BHSK, one_row, transpose_b=True) for k_BHSK, _ in pieces], axis=-1)
         weight_BHTS = drop(tf.nn.softmax(score_BHTS + context.mask_TS), 'weights')
         weights = tf.split(weight_BHTS, context.lengths, axis=-1, num=len(pieces))
-        mixed_BHTK = tf.add_n([tf.matmul(weight, v_BHSK) for weight, (_, v_BHSK) in zip(weights, pieces)])
-        mixed_RD = tf.reshape(tf.transpose(mixed_BHTK, [0, 2, 1, 3]), [-1, hparams.n_embd])
+        mixed_BHTK = tf.add_n([batched_product(weight, v_BHSK, one_row) for weight, (_, v_BHSK) in zip(weights, pieces)])
+        n_rows = context.batch if context.last_alone else -1
+        mixed_RD = tf.reshape(tf.transpose(mixed_BHTK, [0, 2, 1, 3]), [n_rows, hparams.n_embd])
         return linear(mixed_RD, 'c_proj', hparams.n_embd, context.pieces_out, residual_stddev(hparams)), present
 
 

@@ -14,58 +14,78 @@ from tf1 import tf
 PIECES = 4  # of a product of one row, so that no core is idle: TensorFlow 1.x would do the whole on one
 BLOCKS = 32  # of a product with many rows of weights: it is short then, and its output in the cache
 COLUMNS = 16  # of a weight, put together for products of several rows: oneDNN then reads memory in order
-LARGE = 2 ** 21  # numbers in a weight; with smaller ones that does not pay
+LARGE = 2 ** 21  # numbers in a weight; with smaller ones columns do not pay
 
 # How product() goes about it:
 # n: into how many pieces it cuts the sum, a number or a tensor
 # x_shape: [n, R, N / n] with -1 for the last
-# by_columns: bool, or bool scalar, whether it multiplies with the columns of large weights, COLUMNS at a time
-Pieces = namedtuple('Pieces', 'n x_shape by_columns')
+# n_texts: how many texts it copies weights for, or None to leave them as they are
+Pieces = namedtuple('Pieces', 'n x_shape n_texts')
 
 
-def pieces_of(n_rows, by_columns=False):
+def pieces_of(n_rows, n_texts=None):
     """The Pieces for an x of n_rows, a number or a tensor. Only one row is cut; several are work enough for all cores.
 
-    by_columns: whether to copy large weights first, which pays for many products of several rows. A tensor comes from outside
-        of the loop that multiplies, since the copies are made there, once.
+    n_texts: of how many texts the rows are, for products that a loop makes again and again: where oneDNN multiplies, weights
+        are copied first, outside of all loops, in the order that is read fastest. None, or unknown: they are left as they are.
     """
-    if by_columns is True or isinstance(n_rows, int) and n_rows != 1:
-        n = 1
-    elif isinstance(n_rows, int) and by_columns is False:
-        n = PIECES
+    if not on_onednn():
+        n_texts = None
+    if isinstance(n_rows, int):
+        n = PIECES if n_rows == 1 else 1
     else:
-        n = tf.where(tf.logical_and(tf.equal(n_rows, 1), tf.logical_not(by_columns)), PIECES, 1)
-    return Pieces(n, tf.stack([n, n_rows, -1]), by_columns)
+        n = 1 if several(n_texts) else tf.where(tf.equal(n_rows, 1), PIECES, 1)
+    return Pieces(n, tf.stack([n, n_rows, -1]), n_texts)
+
+
+def several(n_texts):
+    """Whether there are, for sure, more texts than one."""
+    return n_texts is not None and n_texts > 1
 
 
 def product(x_RN, weight_1NM, pieces):
     """x times weight: float32 [R, M]. pieces: as pieces_of() gives it for these rows."""
     _, n_in, width = weight_1NM.shape.as_list()
-    by_columns = pieces.by_columns is not False and n_in * width >= LARGE and width % COLUMNS == 0
-    if n_in % PIECES or not by_columns and isinstance(pieces.n, int) and pieces.n == 1:
+    if pieces.n_texts == 1 and width <= n_in:
+        return product_with_transposed(x_RN, weight_1NM)
+    if several(pieces.n_texts) and n_in * width >= LARGE and width % COLUMNS == 0:
+        return product_by_columns(x_RN, weight_1NM)
+    if n_in % PIECES or isinstance(pieces.n, int) and pieces.n == 1:
         return tf.matmul(x_RN, tf.squeeze(weight_1NM, axis=0))
     x_PRN = tf.reshape(x_RN, pieces.x_shape)
-    if not by_columns:
-        return tf.reduce_sum(tf.matmul(x_PRN, tf.reshape(weight_1NM, [pieces.n, -1, width])), axis=0)
+    return tf.reduce_sum(tf.matmul(x_PRN, tf.reshape(weight_1NM, [pieces.n, -1, width])), axis=0)
+
+
+def product_with_transposed(x_RN, weight_1NM):
+    """x times weight, from a transposed copy: oneDNN reads its rows one after the other, 0.7 of the time for one row of x."""
     with tf.control_dependencies(None):  # outside of the loop
-        n_columns = tf.where(pieces.by_columns, COLUMNS, width)
-        weight_PNC = tf.transpose(tf.reshape(weight_1NM, [n_in, -1, n_columns]), [1, 0, 2])  # copies nothing if P is 1
-    product_PRC = tf.matmul(x_PRN, tf.reshape(weight_PNC, [-1, n_in // pieces.n, n_columns]))
-    summed_PRC = tf.reduce_sum(tf.reshape(product_PRC, [pieces.n, -1, pieces.x_shape[1], n_columns]), axis=0)
-    return tf.reshape(tf.transpose(summed_PRC, [1, 0, 2]), [-1, width])
+        weight_MN = tf.transpose(tf.squeeze(weight_1NM, axis=0))
+    return tf.matmul(x_RN, weight_MN, transpose_b=True)
 
 
-def columns_pay(n_texts):
-    """Whether to multiply by columns for so many texts, a number or a tensor: a bool, or a bool scalar outside of any loop.
+def product_by_columns(x_RN, weight_1NM):
+    """x times weight, from a copy with COLUMNS columns together: 0.5 to 0.9 of the time for 2 to 128 rows of x."""
+    _, n_in, width = weight_1NM.shape.as_list()
+    with tf.control_dependencies(None):  # outside of the loop
+        weight_PNC = tf.transpose(tf.reshape(weight_1NM, [n_in, -1, COLUMNS]), [1, 0, 2])
+    product_PRC = tf.matmul(x_RN[None], weight_PNC)
+    return tf.reshape(tf.transpose(product_PRC, [1, 0, 2]), [-1, width])
 
-    Where oneDNN multiplies, it takes two thirds to four fifths of the time at 2 to 256 rows. Others take longer.
+
+def batched_product(a_BTN, b_BNM, one_row, transpose_b=False):
+    """What tf.matmul makes of many small matrices.
+
+    one_row: bool, or bool scalar, whether T is 1: oneDNN then takes four times as long to begin as the product takes.
     """
-    if not on_onednn():
-        return False
-    if isinstance(n_texts, int):
-        return n_texts > 1
-    with tf.control_dependencies(None):
-        return tf.greater(n_texts, 1)
+    def by_onednn():
+        return tf.matmul(a_BTN, b_BNM, transpose_b=transpose_b)
+
+    def without():
+        return tf.raw_ops.BatchMatMulV3(x=a_BTN, y=b_BNM, Tout=tf.float32, adj_y=transpose_b)  # oneDNN has none of these
+
+    if one_row is False or not on_onednn():
+        return by_onednn()
+    return without() if one_row is True else tf.cond(one_row, without, by_onednn)
 
 
 def on_onednn():
@@ -77,6 +97,8 @@ def on_onednn():
 
 def product_with_rows(x_RN, weight_MN):
     """x times the transposed weight, for a weight of many rows and an x of few: float32 [R, M]."""
+    if x_RN.shape.as_list()[0] == 1 and on_onednn():
+        return tf.matmul(x_RN, weight_MN, transpose_b=True)
     n_rows = weight_MN.shape.as_list()[0]
     ends = [n_rows * i // BLOCKS for i in range(BLOCKS + 1)]
     blocks = tf.split(weight_MN, [end - begin for begin, end in zip(ends, ends[1:]) if end > begin])

@@ -1,6 +1,7 @@
 """Logits to token ids: the filters, the draw, and the loop that feeds each token back. Shapes as in model.py."""
 from collections import namedtuple
 import itertools
+import math
 import numbers
 import sys
 
@@ -74,21 +75,38 @@ def pick(logits_BV, draw_B):
     return tf.reduce_sum(tf.cast(cumulated_BV <= target_B1, tf.int32), axis=-1)
 
 
+def likeliest(logits_BV, k):
+    """The k greatest logits of each row, float32 [B, k], and their ids, int32 [B, k], greatest first.
+
+    Found in the k groups with the greatest maxima: no other group can have a greater one.
+    """
+    n_vocab = logits_BV.shape.as_list()[-1]
+    n_each = next(n for n in range(int(math.sqrt(n_vocab / k)), 0, -1) if n_vocab % n == 0)  # near the root, least is sorted
+    if n_each == 1:
+        return tf.nn.top_k(logits_BV, k=k)
+    n_groups = n_vocab // n_each
+    maxima_BN = tf.reduce_max(tf.reshape(logits_BV, [-1, n_each, n_groups]), axis=1)
+    groups_BK = tf.nn.top_k(maxima_BN, k=k).indices
+    ids_BN = tf.reshape(groups_BK[:, :, None] + tf.range(0, n_vocab, n_groups), [-1, k * n_each])
+    found = tf.nn.top_k(tf.batch_gather(logits_BV, ids_BN), k=k)
+    return found.values, tf.batch_gather(ids_BN, found.indices)
+
+
 def shortlist(logits_BV, k, scale):
     """All that top_k_logits would keep, and a little more: scaled logits, float32 [B, N], and ids, int32 [B, N], ascending.
 
     scale: function of logits that keeps their order. What differs before it may tie after it.
     """
     n_vocab = logits_BV.shape.as_list()[-1]
-    likeliest = tf.nn.top_k(logits_BV, k=k + 1)
-    scaled_BN = scale(likeliest.values)
+    likeliest_BN, ids_BN = likeliest(logits_BV, k + 1)
+    scaled_BN = scale(likeliest_BN)
     tied = tf.reduce_any(tf.equal(scaled_BN[:, k - 1], scaled_BN[:, k]))
 
     def everything():
         return scale(logits_BV), tf.tile(tf.range(n_vocab)[None, :], [tf.shape(logits_BV)[0], 1])
 
     def those():
-        by_id = tf.nn.top_k(-likeliest.indices, k=k + 1)
+        by_id = tf.nn.top_k(-ids_BN, k=k + 1)
         return tf.batch_gather(scaled_BN, by_id.indices), -by_id.values
 
     return tf.cond(tied, everything, those)
@@ -156,12 +174,13 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
     context_BC = check_context(hparams, length, context, start_token, batch_size)
     if length == 0:
         return context_BC
+    known_batch = context_BC.shape.as_list()[0]
     batch, n_context = model.sizes(context_BC)
     n_total = n_context + length
     length_B = tf.fill([batch], n_context) if context_lengths is None else check_lengths(context_lengths, n_context)
     draws = tf.random_uniform([batch, length], dtype=tf.float64) if draws is None else as_float64(draws)
     filler = NO_TOKEN if end_token is None else end_token
-    all_stay = end_token is None and context_lengths is None  # they end together
+    all_stay = known_batch == 1 or end_token is None and context_lengths is None  # they end together
 
     def unfinished(*state):
         state = State(*state)
@@ -169,7 +188,7 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
 
     def step(*state):
         state = State(*state)
-        logits_AV, cache = model.decode(hparams, state.fed_AT, state.cache, n_texts=batch)
+        logits_AV, cache = model.decode(hparams, state.fed_AT, state.cache, n_texts=known_batch)
         n_seen = tf.shape(state.tokens_BS)[1]
         n_drawn_A = n_seen - tf.gather(length_B, state.row_A)  # below 0 inside a prompt, where the next token is given
         draw_A = tf.gather_nd(draws, tf.stack([state.row_A, tf.clip_by_value(n_drawn_A, 0, length - 1)], axis=-1))
@@ -186,14 +205,13 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
         state = State(state.row_A, fed_AT, cache, ended_A, tokens_BS)
         return tf.cond(model.is_due(cache), lambda: settled(state, all_stay), lambda: state)
 
-    prompt_BT = context_BC[:, :tf.reduce_min(length_B)]
+    prompt_BT = context_BC if context_lengths is None else context_BC[:, :tf.reduce_min(length_B)]
     start = State(row_A=tf.range(batch), fed_AT=prompt_BT, cache=model.empty_cache(hparams, batch),
                   ended_A=tf.fill([batch], False), tokens_BS=prompt_BT)
-    known_batch = context_BC.shape.as_list()[0]
     n_working = known_batch if all_stay else None
     shapes = State(
         row_A=tf.TensorShape([n_working]),
-        fed_AT=tf.TensorShape([n_working, None]),
+        fed_AT=tf.TensorShape([n_working, 1 if n_context == 1 else None]),
         cache=model.cache_shapes(hparams, n_working),
         ended_A=tf.TensorShape([n_working]),
         tokens_BS=tf.TensorShape([known_batch, None]))
@@ -217,6 +235,13 @@ def batches(n, batch_size):
         raise ValueError('batch_size is %d; it must be 1 or more' % batch_size)
     n = n or sys.maxsize
     return (range(first, min(first + batch_size, n)) for first in range(0, n, batch_size))
+
+
+def rows_of(n, batch_size):
+    """How many rows each of batches(n, batch_size) has, or None if the last has fewer. A graph that knows it samples faster."""
+    if 0 < n < batch_size:
+        return n
+    return batch_size if n % batch_size == 0 else None
 
 
 def random_draws(seed, sample_numbers, length):

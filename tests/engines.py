@@ -55,9 +55,10 @@ class Ours(Engine):
 
     def generate(self, tokens_BT, length, top_k):
         import sample
-        if (length, top_k) not in self.graphs:
-            self.build(length, top_k)
-        context, draws, output = self.graphs[length, top_k]
+        key = np.shape(tokens_BT) + (length, top_k)
+        if key not in self.graphs:
+            self.build(*key)
+        context, draws, output = self.graphs[key]
         numbers = range(len(tokens_BT))
         return self.sess.run(output, {context: tokens_BT, draws: sample.random_draws(None, numbers, length)})[:, -length:]
 
@@ -69,15 +70,15 @@ class Ours(Engine):
             checkpoint.restore(self.sess, self.name, self.models_dir)
         return self.graphs['score'](tokens_BT)
 
-    def build(self, length, top_k):
+    def build(self, batch, n_prompt, length, top_k):
         import checkpoint
         import sample
         from tf1 import tf
-        context, draws = tf.placeholder(tf.int32, [None, None]), tf.placeholder(tf.float64, [None, length])
+        context, draws = tf.placeholder(tf.int32, [batch, n_prompt]), tf.placeholder(tf.float64, [None, length])
         output = sample.sample_sequence(hparams=self.hparams, length=length, context=context, draws=draws, top_k=top_k)
         if not self.graphs:
             checkpoint.restore(self.sess, self.name, self.models_dir)
-        self.graphs[length, top_k] = context, draws, output
+        self.graphs[batch, n_prompt, length, top_k] = context, draws, output
 
 
 class Gpt2Simple(Engine):

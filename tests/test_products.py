@@ -22,48 +22,67 @@ def test_product_is_the_product(sess, n_in, width, n_rows, known):
     np.testing.assert_allclose(found, x.astype(np.float64) @ weight[0], rtol=1e-5, atol=1e-5)
 
 
-broadcasts = pytest.mark.skipif(tf.__version__.startswith('1.'), reason='TensorFlow 1.x has no oneDNN, nor products that broadcast')
+on_onednn = pytest.mark.skipif(tf.__version__.startswith('1.'), reason='TensorFlow 1.x has no oneDNN')
 
 
-@broadcasts
-@pytest.mark.parametrize('by_columns', [True, 'true', 'false'])
+@on_onednn
+@pytest.mark.parametrize('n_texts', [1, 3])
 @pytest.mark.parametrize('n_rows', [1, 2, 7])
-@pytest.mark.parametrize('n_in, width', [(8, 48), (64, 32), (8, 40), (6, 32)])
-def test_product_by_columns_is_the_product(sess, monkeypatch, n_in, width, n_rows, by_columns):
-    """In a loop, too, with the choice in the graph or not; a width and a sum that cannot be cut."""
+@pytest.mark.parametrize('n_in, width', [(8, 48), (64, 32), (8, 40), (6, 32), (32, 32)])
+def test_product_with_a_copied_weight_is_the_product(sess, monkeypatch, n_in, width, n_rows, n_texts):
+    """In a loop, too; transposed for one text, by columns for several; a width that cannot be cut into columns."""
     monkeypatch.setattr(products, 'LARGE', 1)
+    monkeypatch.setattr(products, 'on_onednn', lambda: True)
     x, weight = random(n_rows, n_in), random(1, n_in, width)
-    x_RN, choice = tf.placeholder(tf.float32, [None, n_in]), tf.placeholder(tf.bool, [])
-    weight_1NM = tf.constant(weight)
+    x_RN, weight_1NM = tf.placeholder(tf.float32, [None, n_in]), tf.constant(weight)
 
     def multiply(i, _):
-        pieces = products.pieces_of(tf.shape(x_RN)[0], True if by_columns is True else choice)
-        return i + 1, products.product(x_RN, weight_1NM, pieces)
+        return i + 1, products.product(x_RN, weight_1NM, products.pieces_of(tf.shape(x_RN)[0], n_texts))
 
     _, found = tf.while_loop(lambda i, _: i < 2, multiply, (0, tf.zeros([tf.shape(x_RN)[0], width])),
                              shape_invariants=(tf.TensorShape([]), tf.TensorShape([None, width])))
-    found = sess.run(found, {x_RN: x, choice: by_columns == 'true'})
-    np.testing.assert_allclose(found, x.astype(np.float64) @ weight[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(sess.run(found, {x_RN: x}), x.astype(np.float64) @ weight[0], rtol=1e-5, atol=1e-5)
 
 
-@broadcasts
-def test_columns_are_moved_once_and_outside_of_the_loop(sess, monkeypatch):
+@on_onednn
+@pytest.mark.parametrize('n_texts, n_in, width', [(1, 32, 8), (2, 8, 32)])
+def test_a_weight_is_copied_once_and_outside_of_the_loop(sess, monkeypatch, n_texts, n_in, width):
     """A loop that copied a weight for each token would take longer than the product."""
     monkeypatch.setattr(products, 'LARGE', 1)
-    weight_1NM = tf.constant(random(1, 8, 32), name='weight')
-    tf.while_loop(lambda x_RN: tf.reduce_sum(x_RN) > 0,
-                  lambda x_RN: products.product(x_RN, weight_1NM, products.pieces_of(2, True))[:, :8], [tf.zeros([2, 8])])
+    monkeypatch.setattr(products, 'on_onednn', lambda: True)
+    weight_1NM = tf.constant(random(1, n_in, width), name='weight')
+
+    def multiply(x_RN):
+        return tf.tile(products.product(x_RN, weight_1NM, products.pieces_of(2, n_texts)), [1, 4])[:, :n_in]
+
+    tf.while_loop(lambda x_RN: tf.reduce_sum(x_RN) > 0, multiply, [tf.zeros([2, n_in])])
     transposed, = [operation for operation in tf.get_default_graph().get_operations()
                    if operation.type == 'Transpose' and operation.inputs[0].op.inputs[0].op.name == 'weight']
     assert [reader.type for reader in transposed.outputs[0].consumers()] == ['Enter']  # of the loop
 
 
-def test_columns_pay_for_several_texts_where_onednn_multiplies(sess, monkeypatch):
-    monkeypatch.setattr(products, 'on_onednn', lambda: True)
-    assert [products.columns_pay(n) for n in (1, 2, 32)] == [False, True, True]
-    assert sess.run([products.columns_pay(tf.constant(n)) for n in (1, 2)]) == [False, True]
-    monkeypatch.setattr(products, 'on_onednn', lambda: False)
-    assert products.columns_pay(32) is False
+@pytest.mark.parametrize('n_texts', [None, 1, 3])
+def test_no_weight_is_copied_elsewhere_than_on_onednn(sess, monkeypatch, n_texts):
+    """Nor for a number of texts that is unknown. TensorFlow 1.x and GPUs multiply no faster then."""
+    monkeypatch.setattr(products, 'LARGE', 1)
+    monkeypatch.setattr(products, 'on_onednn', lambda: n_texts is None)
+    for n_in, width in ((8, 32), (32, 8)):
+        products.product(tf.zeros([2, n_in]), tf.constant(random(1, n_in, width)), products.pieces_of(2, n_texts))
+    assert 'Transpose' not in {operation.type for operation in tf.get_default_graph().get_operations()}
+
+
+@pytest.mark.parametrize('known', [True, False])
+@pytest.mark.parametrize('n_rows', [1, 4])
+@pytest.mark.parametrize('transpose_b', [True, False])
+def test_batched_product_is_the_product_of_each_pair(sess, transpose_b, n_rows, known):
+    """Of one row, which oneDNN is spared, and of several; whether it is one known in the graph or not; with nothing in it, too."""
+    for n_positions in (0, 5):
+        a = random(2, 3, n_rows, 6 if transpose_b else n_positions)
+        b = random(2, 3, n_positions, 6)
+        one_row = n_rows == 1 if known else tf.equal(tf.placeholder_with_default(n_rows, []), 1)
+        found = sess.run(products.batched_product(tf.constant(a), tf.constant(b), one_row, transpose_b=transpose_b))
+        expected = np.matmul(a.astype(np.float64), b.transpose(0, 1, 3, 2) if transpose_b else b)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_only_one_row_is_cut(sess):
@@ -83,11 +102,12 @@ def test_the_gradient_of_a_cut_product(sess):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize('known', [True, False])
 @pytest.mark.parametrize('n_rows', [1, 3])
 @pytest.mark.parametrize('n_weight_rows', [1, products.BLOCKS - 1, products.BLOCKS, products.BLOCKS + 1, 1000])
-def test_product_with_rows_is_the_product_with_the_transposed_weight(sess, n_weight_rows, n_rows):
+def test_product_with_rows_is_the_product_with_the_transposed_weight(sess, n_weight_rows, n_rows, known):
     x, weight = random(n_rows, 6), random(n_weight_rows, 6)
-    x_RN = tf.placeholder(tf.float32, [None, 6])
+    x_RN = tf.placeholder(tf.float32, [n_rows if known else None, 6])
     product_RM = products.product_with_rows(x_RN, tf.constant(weight))
-    assert product_RM.shape.as_list() == [None, n_weight_rows]
+    assert product_RM.shape.as_list() == [n_rows if known else None, n_weight_rows]
     np.testing.assert_allclose(sess.run(product_RM, {x_RN: x}), x.astype(np.float64) @ weight.T, rtol=1e-5, atol=1e-5)

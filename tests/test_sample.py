@@ -354,24 +354,54 @@ def test_rows_that_have_ended_leave_the_batch(sess, monkeypatch):
     assert sum(rows_read) <= 1.5 * n_alive
 
 
-@pytest.mark.skipif(tf.__version__.startswith('1.'), reason='TensorFlow 1.x has no oneDNN, nor products that broadcast')
+@pytest.mark.skipif(tf.__version__.startswith('1.'), reason='TensorFlow 1.x has no oneDNN')
+@pytest.mark.parametrize('n_prompt', [1, 3])
 @pytest.mark.parametrize('n_texts', [1, 3])
-def test_tokens_are_the_same_with_weights_laid_out_by_columns(sess, monkeypatch, n_texts):
-    """Which is done where oneDNN multiplies and weights are large; here also when but one row is left of several."""
+def test_tokens_are_the_same_with_copied_weights(sess, monkeypatch, n_texts, n_prompt):
+    """Which are made where oneDNN multiplies and the number of texts is known; here also when but one row is left of several."""
     monkeypatch.setattr(products, 'LARGE', 1)
     monkeypatch.setattr(products, 'on_onednn', lambda: True)
     hparams, weights = random_model(n_layer=2, n_ctx=32)
     assert hparams.n_embd * 4 % products.COLUMNS == 0
     plain_sample = plain_sampler(sess, hparams, weights)
     draws = np.random.RandomState(2).random_sample([n_texts, 20])
-    prompts = [[3, 1, 4], [1, 5, 9], [2, 6, 5]][:n_texts]
-    context_BT = tf.placeholder(tf.int32, [None, None])
-    tokens_BS = sample.sample_sequence(hparams=hparams, length=20, context=context_BT, draws=draws, end_token=7)
+    prompts = [[3, 1, 4], [1, 5, 9], [2, 6, 5]]
+    prompts = [prompt[:n_prompt] for prompt in prompts[:n_texts]]
+    tokens_BS = sample.sample_sequence(hparams=hparams, length=20, context=prompts, draws=draws, end_token=7)
     assert any('h0/mlp' in operation.name and operation.type == 'Transpose' for operation in sess.graph.get_operations())
-    for row, prompt, draw_S in zip(sess.run(tokens_BS, {context_BT: prompts}), prompts, draws):
+    for row, prompt, draw_S in zip(sess.run(tokens_BS), prompts, draws):
         expected = prompt + sample.up_to_end(plain_sample(prompt, draw_S)[len(prompt):], 7)
         assert row[:len(expected)].tolist() == expected
         assert (row[len(expected):] == 7).all()
+
+
+@pytest.mark.parametrize('n_texts', [1, 3, None])
+def test_a_loop_of_the_caller_may_sample(sess, n_texts):
+    """Each round goes on from the last token of the one before. With copied weights, too, and with a number of texts unknown."""
+    hparams, weights = counting_model()
+    start_B1 = tf.placeholder(tf.int32, [n_texts, 1])
+
+    def go_on(i, last_B1):
+        tokens_BS = sample.sample_sequence(hparams=hparams, length=2, context=last_B1, top_k=1)
+        return i + 1, tf.reshape(tokens_BS[:, -1:], [-1 if n_texts is None else n_texts, 1])
+
+    _, last_B1 = tf.while_loop(lambda i, _: i < 3, go_on, (0, start_B1),
+                               shape_invariants=(tf.TensorShape([]), tf.TensorShape([n_texts, 1])))
+    tiny.assign(sess, weights)
+    starts = [[2], [5], [1]][:n_texts]
+    assert sess.run(last_B1, {start_B1: starts}).tolist() == [[start + 6] for start, in starts]
+
+
+@pytest.mark.parametrize('k', [1, 2, 7, 40, 99])
+@pytest.mark.parametrize('n_vocab', [100, 101, 29 * 31])
+def test_the_likeliest_are_those_of_a_full_sort(sess, n_vocab, k):
+    """A vocabulary that falls into groups, and one of a prime size; among logits that tie; all in one group of neighbours."""
+    rng = np.random.RandomState(n_vocab + k)
+    logits = np.stack([rng.standard_normal(n_vocab), rng.randint(5, size=n_vocab), np.arange(n_vocab), -np.arange(n_vocab)])
+    found, ids = sess.run(sample.likeliest(tf.constant(logits, tf.float32), k))
+    np.testing.assert_array_equal(found, -np.sort(-logits.astype(np.float32), axis=-1)[:, :k])
+    np.testing.assert_array_equal(np.take_along_axis(logits.astype(np.float32), ids, axis=-1), found)
+    assert all(len(set(row)) == k for row in ids.tolist())
 
 
 def test_each_column_is_seen_as_soon_as_there_is_one(sess):
@@ -583,11 +613,14 @@ def test_openais_conditional_script(sess, tiny_models):
     (1, 1, [[0]]), (5, 2, [[0, 1], [2, 3], [4]]), (4, 2, [[0, 1], [2, 3]]), (2, 9, [[0, 1]])])
 def test_batches_count_every_sample_once(n, batch_size, expected):
     assert [list(numbers) for numbers in sample.batches(n, batch_size)] == expected
+    sizes = {len(numbers) for numbers in expected}
+    assert sample.rows_of(n, batch_size) == (sizes.pop() if len(sizes) == 1 else None)
 
 
 def test_0_samples_are_samples_without_end():
     numbers = itertools.chain.from_iterable(sample.batches(0, 3))
     assert list(itertools.islice(numbers, 10000)) == list(range(10000))
+    assert sample.rows_of(0, 3) == 3
 
 
 @pytest.mark.parametrize('n, batch_size, said', [(-1, 1, 'nsamples is -1'), (1, 0, 'batch_size is 0'), (0, -2, 'batch_size is -2')])
