@@ -113,7 +113,8 @@ def cache_shapes(hparams, batch):
 def decode(hparams, X, cache, scope='model', reuse=tf.AUTO_REUSE, n_texts=None):
     """Read more of each text, and predict what comes next.
 
-    X: int32 [B, T], the new tokens.  n_texts: how many texts there were at first, as pieces_of() takes it.
+    X: int32 [B, T], the new tokens.  n_texts: how many texts there were at first, if many tokens of each will follow; as
+        pieces_of() takes it.
     Returns float32 [B, V], the logits that follow the last of them, and the Cache with all of them.
     """
     with tf.variable_scope(scope, reuse=reuse):

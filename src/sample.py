@@ -11,6 +11,7 @@ import model
 from tf1 import tf
 
 REMOVED = -1e10  # the logit of a token that a filter took out
+MANY = 16  # tokens for each text, from which on weights are worth a copy in another order
 NO_TOKEN = -1  # what stands after the end of a row when there is no end token
 
 
@@ -188,7 +189,7 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
 
     def step(*state):
         state = State(*state)
-        logits_AV, cache = model.decode(hparams, state.fed_AT, state.cache, n_texts=known_batch)
+        logits_AV, cache = model.decode(hparams, state.fed_AT, state.cache, n_texts=known_batch if length >= MANY else None)
         n_seen = tf.shape(state.tokens_BS)[1]
         n_drawn_A = n_seen - tf.gather(length_B, state.row_A)  # below 0 inside a prompt, where the next token is given
         draw_A = tf.gather_nd(draws, tf.stack([state.row_A, tf.clip_by_value(n_drawn_A, 0, length - 1)], axis=-1))

@@ -358,7 +358,7 @@ def test_rows_that_have_ended_leave_the_batch(sess, monkeypatch):
 @pytest.mark.parametrize('n_prompt', [1, 3])
 @pytest.mark.parametrize('n_texts', [1, 3])
 def test_tokens_are_the_same_with_copied_weights(sess, monkeypatch, n_texts, n_prompt):
-    """Which are made where oneDNN multiplies and the number of texts is known; here also when but one row is left of several."""
+    """Which are made where oneDNN multiplies many times for a known number of texts; also when but one row is left of several."""
     monkeypatch.setattr(products, 'LARGE', 1)
     monkeypatch.setattr(products, 'on_onednn', lambda: True)
     hparams, weights = random_model(n_layer=2, n_ctx=32)
@@ -376,8 +376,10 @@ def test_tokens_are_the_same_with_copied_weights(sess, monkeypatch, n_texts, n_p
 
 
 @pytest.mark.parametrize('n_texts', [1, 3, None])
-def test_a_loop_of_the_caller_may_sample(sess, n_texts):
+def test_a_loop_of_the_caller_may_sample(sess, monkeypatch, n_texts):
     """Each round goes on from the last token of the one before. With copied weights, too, and with a number of texts unknown."""
+    monkeypatch.setattr(products, 'LARGE', 1)
+    monkeypatch.setattr(sample, 'MANY', 1)
     hparams, weights = counting_model()
     start_B1 = tf.placeholder(tf.int32, [n_texts, 1])
 
