@@ -27,7 +27,7 @@ def pieces_of(n_rows, n_texts=None):
     """The Pieces for an x of n_rows, a number or a tensor. Only one row is cut; several are work enough for all cores.
 
     n_texts: of how many texts the rows are, for products that a loop makes again and again: where oneDNN multiplies, weights
-        are copied first, outside of all loops, in the order that is read fastest. None, or unknown: they are left as they are.
+        are copied first, outside of all loops, in the order that is read fastest. None: unknown, and they are left as they are.
     """
     if not on_onednn():
         n_texts = None
