@@ -120,7 +120,7 @@ def decode(hparams, X, cache, scope='model', reuse=tf.AUTO_REUSE, n_texts=None):
     with tf.variable_scope(scope, reuse=reuse):
         hidden_BD, present_LBHTK = transform(hparams, X, [cache.old, tf.unstack(cache.recent)], last_alone=True,
                                              n_texts=n_texts)
-        logits_BV = product_with_rows(hidden_BD, token_embedding(hparams))
+        logits_BV = product_with_rows(hidden_BD, token_embedding(hparams), n_texts)
     return logits_BV, Cache(cache.old, tf.concat([cache.recent, present_LBHTK], axis=-2))
 
 
@@ -186,8 +186,7 @@ def transform(hparams, tokens, pasts=(), drop=no_dropout, last_alone=False, n_te
     present = []
     for layer in range(hparams.n_layer):
         if last_alone and layer == hparams.n_layer - 1:  # of the other positions only keys and values are of use now
-            context = context._replace(mask_TS=context.mask_TS[-1:], last_alone=True, one_row=True,
-                                       pieces_out=pieces_of(size(tokens_BT, 0), n_texts))
+            context = context._replace(last_alone=True, one_query=True, pieces_out=pieces_of(size(tokens_BT, 0), n_texts))
         hidden_RD, key_and_value = block(hparams, hidden_RD, 'h%d' % layer, context, drop=drop,
                                          pasts=[past[2 * layer:2 * layer + 2] for past in pasts])
         present += key_and_value
@@ -198,12 +197,14 @@ def transform(hparams, tokens, pasts=(), drop=no_dropout, last_alone=False, n_te
 # batch: how many texts
 # position_T: the new tokens' places in the text
 # lengths: int32 [pieces], how many tokens attention finds in each piece
-# qkv_shape: [B, T, 3, H, K], for what the queries, keys and values are cut out of
+# one_token: whether T is, for sure, 1
+# qkv_shape: for what the queries, keys and values are cut out of: [B, T, 3, H, K], or with one_token [B, 3, H, T, K]
 # mask_TS: of attention, as causal_mask() makes it
 # last_alone: whether only the last position goes on behind attention
-# one_row: whether attention has one query a text, as batched_product() takes it
+# one_query: bool, or bool scalar, whether attention has one query a text
 # pieces_in, pieces_out: of the products before and behind attention, as pieces_of() makes them
-Context = namedtuple('Context', 'batch position_T lengths qkv_shape mask_TS last_alone one_row pieces_in pieces_out')
+Context = namedtuple(
+    'Context', 'batch position_T lengths one_token qkv_shape mask_TS last_alone one_query pieces_in pieces_out')
 
 
 def context_of(hparams, tokens_BT, n_pasts=(), n_texts=None):
@@ -211,12 +212,15 @@ def context_of(hparams, tokens_BT, n_pasts=(), n_texts=None):
     batch, n_new = sizes(tokens_BT)
     position_T = sum(n_pasts) + tf.range(n_new)
     pieces = pieces_of(batch * n_new, n_texts)
+    one_token = isinstance(n_new, int) and n_new == 1
+    n_head, head_size = hparams.n_head, hparams.n_embd // hparams.n_head
     return Context(
         batch=batch, position_T=position_T,
         lengths=tf.stack(list(n_pasts[:-1]) + [sum(n_pasts[-1:]) + n_new]),
-        qkv_shape=tf.stack([batch, n_new, 3, hparams.n_head, hparams.n_embd // hparams.n_head]),
+        one_token=one_token,
+        qkv_shape=tf.stack([batch, 3, n_head, 1, head_size] if one_token else [batch, n_new, 3, n_head, head_size]),
         mask_TS=causal_mask(position_T), last_alone=False,
-        one_row=len(n_pasts) > 0 and (n_new == 1 if isinstance(n_new, int) else tf.equal(n_new, 1)),
+        one_query=one_token if isinstance(n_new, int) or not n_pasts else tf.equal(n_new, 1),
         pieces_in=pieces, pieces_out=pieces)
 
 
@@ -259,21 +263,46 @@ def block(hparams, hidden_RD, scope, context, *, pasts=(), drop=no_dropout):
 def attention(hparams, x_RD, scope, context, *, pasts=(), drop=no_dropout):
     """Masked multi-head self-attention (Vaswani et al. 2017, section 3.2) over the pieces of the past and the new tokens."""
     with tf.variable_scope(scope):
-        qkv_RN = linear(x_RD, 'c_attn', 3 * hparams.n_embd, context.pieces_in)
-        q_BHTK, *present = tf.unstack(tf.transpose(tf.reshape(qkv_RN, context.qkv_shape), [2, 0, 3, 1, 4]))
+        q_BHTK, *present = heads(linear(x_RD, 'c_attn', 3 * hparams.n_embd, context.pieces_in), context)
         newest = [tf.concat([past, new], axis=-2) for past, new in zip(pasts[-1], present)] if pasts else present
         pieces = list(pasts[:-1]) + [newest]
         if context.last_alone:
             q_BHTK = q_BHTK[:, :, -1:]
         q_BHTK /= math.sqrt(hparams.n_embd // hparams.n_head)
-        one_row = context.one_row
-        score_BHTS = tf.concat([batched_product(q_BHTK, k_BHSK, one_row, transpose_b=True) for k_BHSK, _ in pieces], axis=-1)
-        weight_BHTS = drop(tf.nn.softmax(score_BHTS + context.mask_TS), 'weights')
-        weights = tf.split(weight_BHTS, context.lengths, axis=-1, num=len(pieces))
-        mixed_BHTK = tf.add_n([batched_product(weight, v_BHSK, one_row) for weight, (_, v_BHSK) in zip(weights, pieces)])
-        n_rows = context.batch if context.last_alone else -1
-        mixed_RD = tf.reshape(tf.transpose(mixed_BHTK, [0, 2, 1, 3]), [n_rows, hparams.n_embd])
+
+
+        n_rows = context.batch if context.one_query is True else -1
+
+        def mixed(one_query):
+            return tf.reshape(mix(q_BHTK, pieces, context, one_query, drop), [n_rows, hparams.n_embd])
+
+        if isinstance(context.one_query, bool):
+            mixed_RD = mixed(context.one_query)
+        else:
+            mixed_RD = tf.cond(context.one_query, lambda: mixed(True), lambda: mixed(False))
         return linear(mixed_RD, 'c_proj', hparams.n_embd, context.pieces_out, residual_stddev(hparams)), present
+
+
+def heads(qkv_RN, context):
+    """The queries, keys and values of the new tokens, each float32 [B, H, T, K]."""
+    qkv = tf.reshape(qkv_RN, context.qkv_shape)
+    return tf.unstack(qkv, axis=1) if context.one_token else tf.unstack(tf.transpose(qkv, [2, 0, 3, 1, 4]))
+
+
+def mix(q_BHTK, pieces, context, one_query, drop):
+    """What each query finds: the values, weighted by how well it fits their keys.
+
+    pieces: of [key, value], each float32 [B, H, S, K].  one_query: whether there is one a text, the last token's, which sees all.
+    Returns the numbers of float32 [B, T, H, K]. The shape is another with one_query, where there is nothing to transpose.
+    """
+    score_BHTS = tf.concat([batched_product(q_BHTK, k_BHSK, one_query, transpose_b=True) for k_BHSK, _ in pieces], axis=-1)
+    if one_query:
+        weight_BHTS = tf.exp(tf.nn.log_softmax(score_BHTS))  # a softmax by oneDNN would be compiled for each length
+    else:
+        weight_BHTS = tf.nn.softmax(score_BHTS + context.mask_TS)
+    weights = tf.split(drop(weight_BHTS, 'weights'), context.lengths, axis=-1, num=len(pieces))
+    mixed_BHTK = tf.add_n([batched_product(weight, v_BHSK, one_query) for weight, (_, v_BHSK) in zip(weights, pieces)])
+    return mixed_BHTK if one_query else tf.transpose(mixed_BHTK, [0, 2, 1, 3])
 
 
 def feed_forward(hparams, x_RD, scope, context):

@@ -13,8 +13,10 @@ def random(*shape):
 @pytest.mark.parametrize('known', [True, False])
 @pytest.mark.parametrize('n_rows', [1, 2, 7])
 @pytest.mark.parametrize('n_in, width', [(8, 5), (1, 1), (6, 3), (64, 192)])
-def test_product_is_the_product(sess, n_in, width, n_rows, known):
+@pytest.mark.parametrize('onednn', [True, False])
+def test_product_is_the_product(sess, monkeypatch, onednn, n_in, width, n_rows, known):
     """Of one row, which is cut, and of several; the number of rows in the graph or not; a width that cannot be cut."""
+    monkeypatch.setattr(products, 'on_onednn', lambda: onednn)
     x, weight = random(n_rows, n_in), random(1, n_in, width)
     x_RN = tf.placeholder(tf.float32, [n_rows if known else None, n_in])
     found = sess.run(products.product(x_RN, tf.constant(weight), products.pieces_of(n_rows if known else tf.shape(x_RN)[0])),
@@ -28,9 +30,9 @@ on_onednn = pytest.mark.skipif(tf.__version__.startswith('1.'), reason='TensorFl
 @on_onednn
 @pytest.mark.parametrize('n_texts', [1, 3])
 @pytest.mark.parametrize('n_rows', [1, 2, 7])
-@pytest.mark.parametrize('n_in, width', [(8, 48), (64, 32), (8, 40), (6, 32), (32, 32)])
+@pytest.mark.parametrize('n_in, width', [(8, 64), (64, 32), (8, 40), (6, 32), (32, 32)])
 def test_product_with_a_copied_weight_is_the_product(sess, monkeypatch, n_in, width, n_rows, n_texts):
-    """In a loop, too; transposed for one text, by columns for several; a width that cannot be cut into columns."""
+    """In a loop, too; for one text and for several; a width that cannot be cut into columns."""
     monkeypatch.setattr(products, 'LARGE', 1)
     monkeypatch.setattr(products, 'on_onednn', lambda: True)
     x, weight = random(n_rows, n_in), random(1, n_in, width)
@@ -45,7 +47,7 @@ def test_product_with_a_copied_weight_is_the_product(sess, monkeypatch, n_in, wi
 
 
 @on_onednn
-@pytest.mark.parametrize('n_texts, n_in, width', [(1, 32, 8), (2, 8, 32)])
+@pytest.mark.parametrize('n_texts, n_in, width', [(1, 64, 32), (2, 8, 32)])
 def test_a_weight_is_copied_once_and_outside_of_the_loop(sess, monkeypatch, n_texts, n_in, width):
     """A loop that copied a weight for each token would take longer than the product."""
     monkeypatch.setattr(products, 'LARGE', 1)
@@ -61,40 +63,56 @@ def test_a_weight_is_copied_once_and_outside_of_the_loop(sess, monkeypatch, n_te
     assert [reader.type for reader in transposed.outputs[0].consumers()] == ['Enter']  # of the loop
 
 
+@on_onednn
+def test_a_weight_of_many_rows_is_copied_once_and_outside_of_the_loop(sess, monkeypatch):
+    """Its rows begin where reading them is fast; without a loop, or for a number of texts that is unknown, nothing is copied."""
+    monkeypatch.setattr(products, 'on_onednn', lambda: True)
+    weight_MN = tf.constant(random(20, 8), name='weight')
+    tf.while_loop(lambda x_RN: tf.reduce_sum(x_RN) > 0, lambda x_RN: products.product_with_rows(x_RN, weight_MN, 2)[:, :8],
+                  [tf.zeros([2, 8])])
+    copy, = [operation for operation in tf.get_default_graph().get_operations() if operation.type == 'Pad']
+    assert copy.outputs[0].shape.as_list() == [8, 2 * products.ALIGNED]
+    assert [reader.type for reader in copy.outputs[0].consumers()] == ['Enter']  # of the loop
+
+
 @pytest.mark.parametrize('n_texts', [None, 1, 3])
 def test_no_weight_is_copied_elsewhere_than_on_onednn(sess, monkeypatch, n_texts):
     """Nor for a number of texts that is unknown. TensorFlow 1.x and GPUs multiply no faster then."""
     monkeypatch.setattr(products, 'LARGE', 1)
     monkeypatch.setattr(products, 'on_onednn', lambda: n_texts is None)
-    for n_in, width in ((8, 32), (32, 8)):
+    for n_in, width in ((8, 32), (64, 32)):
         products.product(tf.zeros([2, n_in]), tf.constant(random(1, n_in, width)), products.pieces_of(2, n_texts))
     assert 'Transpose' not in {operation.type for operation in tf.get_default_graph().get_operations()}
 
 
-@pytest.mark.parametrize('known', [True, False])
+@pytest.mark.parametrize('onednn', [True, False] if hasattr(tf, 'raw_ops') else [False])
 @pytest.mark.parametrize('n_rows', [1, 4])
 @pytest.mark.parametrize('transpose_b', [True, False])
-def test_batched_product_is_the_product_of_each_pair(sess, transpose_b, n_rows, known):
-    """Of one row, which oneDNN is spared, and of several; whether it is one known in the graph or not; with nothing in it, too."""
+def test_batched_product_is_the_product_of_each_pair(sess, monkeypatch, transpose_b, n_rows, onednn):
+    """Of one row, which oneDNN is spared, and of several; with nothing in it, too."""
+    monkeypatch.setattr(products, 'on_onednn', lambda: onednn)
     for n_positions in (0, 5):
         a = random(2, 3, n_rows, 6 if transpose_b else n_positions)
         b = random(2, 3, n_positions, 6)
-        one_row = n_rows == 1 if known else tf.equal(tf.placeholder_with_default(n_rows, []), 1)
-        found = sess.run(products.batched_product(tf.constant(a), tf.constant(b), one_row, transpose_b=transpose_b))
+        found = sess.run(products.batched_product(tf.constant(a), tf.constant(b), n_rows == 1, transpose_b=transpose_b))
         expected = np.matmul(a.astype(np.float64), b.transpose(0, 1, 3, 2) if transpose_b else b)
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_only_one_row_is_cut(sess):
-    """Into products of a part of the weights each, which cores can share."""
+def test_only_one_row_is_cut(sess, monkeypatch):
+    """Into products of a part of the weights each, which cores can share; oneDNN shares one product among them."""
+    monkeypatch.setattr(products, 'on_onednn', lambda: False)
     x_RN = tf.placeholder(tf.float32, [None, 8])
     pieces = products.pieces_of(tf.shape(x_RN)[0])
     for n_rows, expected in ((1, products.PIECES), (2, 1), (100, 1)):
         assert sess.run(pieces.n, {x_RN: np.zeros([n_rows, 8])}) == expected
         assert products.pieces_of(n_rows).n == expected
+    monkeypatch.setattr(products, 'on_onednn', lambda: True)
+    assert products.pieces_of(1).n == products.pieces_of(tf.shape(x_RN)[0]).n == 1
 
 
-def test_the_gradient_of_a_cut_product(sess):
+def test_the_gradient_of_a_cut_product(sess, monkeypatch):
+    monkeypatch.setattr(products, 'on_onednn', lambda: False)
     x_RN, weight_1NM = tf.constant(random(1, 8)), tf.constant(random(1, 8, 3))
     loss = tf.reduce_sum(tf.square(products.product(x_RN, weight_1NM, products.pieces_of(tf.shape(x_RN)[0]))))
     plain = tf.reduce_sum(tf.square(tf.matmul(x_RN, weight_1NM[0])))
@@ -105,9 +123,11 @@ def test_the_gradient_of_a_cut_product(sess):
 @pytest.mark.parametrize('known', [True, False])
 @pytest.mark.parametrize('n_rows', [1, 3])
 @pytest.mark.parametrize('n_weight_rows', [1, products.BLOCKS - 1, products.BLOCKS, products.BLOCKS + 1, 1000])
-def test_product_with_rows_is_the_product_with_the_transposed_weight(sess, n_weight_rows, n_rows, known):
+@pytest.mark.parametrize('copied', [True, False])
+def test_product_with_rows_is_the_product_with_the_transposed_weight(sess, monkeypatch, copied, n_weight_rows, n_rows, known):
+    monkeypatch.setattr(products, 'on_onednn', lambda: copied)
     x, weight = random(n_rows, 6), random(n_weight_rows, 6)
     x_RN = tf.placeholder(tf.float32, [n_rows if known else None, 6])
-    product_RM = products.product_with_rows(x_RN, tf.constant(weight))
+    product_RM = products.product_with_rows(x_RN, tf.constant(weight), n_rows if copied else None)
     assert product_RM.shape.as_list() == [n_rows if known else None, n_weight_rows]
     np.testing.assert_allclose(sess.run(product_RM, {x_RN: x}), x.astype(np.float64) @ weight.T, rtol=1e-5, atol=1e-5)
