@@ -295,12 +295,15 @@ def mix(q_BHTK, pieces, context, one_query, drop):
     pieces: of [key, value], each float32 [B, H, S, K].  one_query: whether there is one a text, the last token's, which sees all.
     Returns the numbers of float32 [B, T, H, K]. The shape is another with one_query, where there is nothing to transpose.
     """
+    if len(pieces) > 1 and not one_query:  # many queries have more scores than there are keys and values to copy
+        pieces = [[tf.concat(parts, axis=-2) for parts in zip(*pieces)]]
     score_BHTS = tf.concat([batched_product(q_BHTK, k_BHSK, one_query, transpose_b=True) for k_BHSK, _ in pieces], axis=-1)
     if one_query:
         weight_BHTS = tf.exp(tf.nn.log_softmax(score_BHTS))  # a softmax by oneDNN would be compiled for each length
     else:
         weight_BHTS = tf.nn.softmax(score_BHTS + context.mask_TS)
-    weights = tf.split(drop(weight_BHTS, 'weights'), context.lengths, axis=-1, num=len(pieces))
+    weight_BHTS = drop(weight_BHTS, 'weights')
+    weights = tf.split(weight_BHTS, context.lengths, axis=-1, num=len(pieces)) if len(pieces) > 1 else [weight_BHTS]
     mixed_BHTK = tf.add_n([batched_product(weight, v_BHSK, one_query) for weight, (_, v_BHSK) in zip(weights, pieces)])
     return mixed_BHTK if one_query else tf.transpose(mixed_BHTK, [0, 2, 1, 3])
 

@@ -15,7 +15,7 @@ PIECES = 4  # of a product of one row, so that no core is idle: TensorFlow 1.x w
 BLOCKS = 32  # of a product with many rows of weights: it is short then, and its output in the cache
 COLUMNS = 32  # of a weight, put together: oneDNN then reads memory in order
 LARGE = 2 ** 21  # numbers in a weight; with smaller ones columns do not pay for several rows
-ALIGNED = 16  # numbers, 64 bytes: where rows begin at multiples of it, reading them takes three quarters of the time
+ALIGNED = 16  # numbers: a weight whose rows begin at multiples of 64 bytes takes three quarters of the time, but for one row of x
 
 # How product() goes about it:
 # n: into how many pieces it cuts the sum, a number or a tensor
@@ -67,7 +67,10 @@ def product_with_rows(x_RN, weight_MN, n_texts=None):
     n_rows = weight_MN.shape.as_list()[0]
     if n_texts is not None and on_onednn():
         with tf.control_dependencies(None):  # outside of the loop
-            weight_NM = tf.pad(tf.transpose(weight_MN), [[0, 0], [0, -n_rows % ALIGNED]])
+            if n_texts > 1:
+                nothing_MN = tf.zeros([-n_rows % ALIGNED, x_RN.shape.as_list()[-1]])
+                weight_MN = tf.concat([weight_MN, nothing_MN], axis=0)  # tf.pad takes four times as long
+            weight_NM = tf.transpose(weight_MN)
         return tf.matmul(x_RN, weight_NM)[:, :n_rows]
     ends = [n_rows * i // BLOCKS for i in range(BLOCKS + 1)]
     blocks = tf.split(weight_MN, [end - begin for begin, end in zip(ends, ends[1:]) if end > begin])

@@ -1,4 +1,4 @@
-"""The engines that benchmark.py compares: ours and others that sample GPT-2 on a CPU, each behind the same three methods."""
+"""The engines that benchmark.py compares: ours and others that sample GPT-2 on a CPU, each behind the same methods."""
 import collections
 import json
 import os
@@ -31,6 +31,9 @@ class Engine(object):
         """Load what convert() wrote."""
         raise NotImplementedError
 
+    def build(self, batch, n_prompt, length, top_k):
+        """What takes time once for calls of generate() of that shape, where that can be done without one."""
+
     def generate(self, tokens_BT, length, top_k):
         """Continue every row of the int array tokens_BT: the new tokens, int [B, length]. top_k 1 is greedy."""
         raise NotImplementedError
@@ -56,8 +59,7 @@ class Ours(Engine):
     def generate(self, tokens_BT, length, top_k):
         import sample
         key = np.shape(tokens_BT) + (length, top_k)
-        if key not in self.graphs:
-            self.build(*key)
+        self.build(*key)
         context, draws, output = self.graphs[key]
         numbers = range(len(tokens_BT))
         return self.sess.run(output, {context: tokens_BT, draws: sample.random_draws(None, numbers, length)})[:, -length:]
@@ -74,6 +76,8 @@ class Ours(Engine):
         import checkpoint
         import sample
         from tf1 import tf
+        if (batch, n_prompt, length, top_k) in self.graphs:
+            return
         context, draws = tf.placeholder(tf.int32, [batch, n_prompt]), tf.placeholder(tf.float64, [None, length])
         output = sample.sample_sequence(hparams=self.hparams, length=length, context=context, draws=draws, top_k=top_k)
         if not self.graphs:
@@ -97,15 +101,15 @@ class Gpt2Simple(Engine):
         self.graphs = {}
 
     def generate(self, tokens_BT, length, top_k):
-        key = len(tokens_BT), length, top_k
-        if key not in self.graphs:
-            self.build(*key)
-        context, output = self.graphs[key]
+        self.build(*np.shape(tokens_BT), length, top_k)
+        context, output = self.graphs[len(tokens_BT), length, top_k]
         return self.sess.run(output, {context: tokens_BT})[:, -length:]
 
-    def build(self, batch, length, top_k):
+    def build(self, batch, n_prompt, length, top_k):
         from tf1 import tf
         from gpt_2_simple.src import sample
+        if (batch, length, top_k) in self.graphs:
+            return
         context = tf.placeholder(tf.int32, [batch, None])
         output = sample.sample_sequence(hparams=self.hparams, length=length, context=context, batch_size=batch, top_k=top_k)
         if not self.graphs:

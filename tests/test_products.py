@@ -64,14 +64,15 @@ def test_a_weight_is_copied_once_and_outside_of_the_loop(sess, monkeypatch, n_te
 
 
 @on_onednn
-def test_a_weight_of_many_rows_is_copied_once_and_outside_of_the_loop(sess, monkeypatch):
-    """Its rows begin where reading them is fast; without a loop, or for a number of texts that is unknown, nothing is copied."""
+@pytest.mark.parametrize('n_texts, width', [(1, 20), (2, 2 * products.ALIGNED)])
+def test_a_weight_of_many_rows_is_copied_once_and_outside_of_the_loop(sess, monkeypatch, n_texts, width):
+    """For several texts with room at the end, so that each row begins where reading it is fast."""
     monkeypatch.setattr(products, 'on_onednn', lambda: True)
-    weight_MN = tf.constant(random(20, 8), name='weight')
-    tf.while_loop(lambda x_RN: tf.reduce_sum(x_RN) > 0, lambda x_RN: products.product_with_rows(x_RN, weight_MN, 2)[:, :8],
-                  [tf.zeros([2, 8])])
-    copy, = [operation for operation in tf.get_default_graph().get_operations() if operation.type == 'Pad']
-    assert copy.outputs[0].shape.as_list() == [8, 2 * products.ALIGNED]
+    weight_MN = tf.constant(random(20, 8))
+    tf.while_loop(lambda x_RN: tf.reduce_sum(x_RN) > 0,
+                  lambda x_RN: products.product_with_rows(x_RN, weight_MN, n_texts)[:, :8], [tf.zeros([2, 8])])
+    copy, = [operation for operation in tf.get_default_graph().get_operations() if operation.type == 'Transpose']
+    assert copy.outputs[0].shape.as_list() == [8, width]
     assert [reader.type for reader in copy.outputs[0].consumers()] == ['Enter']  # of the loop
 
 
@@ -80,9 +81,13 @@ def test_no_weight_is_copied_elsewhere_than_on_onednn(sess, monkeypatch, n_texts
     """Nor for a number of texts that is unknown. TensorFlow 1.x and GPUs multiply no faster then."""
     monkeypatch.setattr(products, 'LARGE', 1)
     monkeypatch.setattr(products, 'on_onednn', lambda: n_texts is None)
-    for n_in, width in ((8, 32), (64, 32)):
-        products.product(tf.zeros([2, n_in]), tf.constant(random(1, n_in, width)), products.pieces_of(2, n_texts))
-    assert 'Transpose' not in {operation.type for operation in tf.get_default_graph().get_operations()}
+    weights = [tf.constant(random(1, *shape)) for shape in ((8, 32), (64, 32))]
+    for weight_1NM in weights:
+        products.product(tf.zeros([2, weight_1NM.shape.as_list()[1]]), weight_1NM, products.pieces_of(2, n_texts))
+    many_MN = tf.constant(random(100, 8))
+    products.product_with_rows(tf.zeros([2, 8]), many_MN, n_texts)
+    readers = {reader.type for weight in weights + [many_MN] for reader in weight.consumers()}
+    assert readers <= {'Squeeze', 'Reshape', 'Split', 'SplitV'}
 
 
 @pytest.mark.parametrize('onednn', [True, False] if hasattr(tf, 'raw_ops') else [False])
