@@ -36,7 +36,7 @@ def sample_model(model_name='117M', seed: int = None, nsamples=0, batch_size=1, 
     end_token = text_encoder.end_of_text if stop_at_end else None
     output = sample.sample_sequence(hparams=hparams, length=length, context=context, draws=draws, temperature=temperature,
                                     top_k=top_k, top_p=top_p, end_token=end_token)
-    with checkpoint.session(optimize=False) as sess:
+    with checkpoint.session(sampling=True) as sess:
         checkpoint.restore(sess, model_name, models_dir)
         for numbers in batches:
             rows = flags.wait_for(sess.run, output, {

@@ -47,7 +47,7 @@ def interact_model(model_name='117M', seed: int = None, nsamples=1, batch_size=1
     live = LiveText(text_encoder, end_token) if sys.stdout.isatty() else None
     output = sample.sample_sequence(hparams=hparams, length=length, context=context, draws=draws, temperature=temperature,
                                     top_k=top_k, top_p=top_p, end_token=end_token, watch=live and live.show)
-    with checkpoint.session(optimize=False) as sess:
+    with checkpoint.session(sampling=True) as sess:
         checkpoint.restore(sess, model_name, models_dir)
         for n_prompts, prompt in enumerate(read_prompts(text_encoder, longest_prompt)):
             for numbers in sample.batches(nsamples, batch_size):

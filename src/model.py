@@ -114,12 +114,11 @@ def decode(hparams, X, cache, scope='model', reuse=tf.AUTO_REUSE, n_texts=None):
     """Read more of each text, and predict what comes next.
 
     X: int32 [B, T], the new tokens.  n_texts: how many texts there were at first, if many tokens of each will follow; as
-        pieces_of() takes it.
+        product_with_rows() takes it.
     Returns float32 [B, V], the logits that follow the last of them, and the Cache with all of them.
     """
     with tf.variable_scope(scope, reuse=reuse):
-        hidden_BD, present_LBHTK = transform(hparams, X, [cache.old, tf.unstack(cache.recent)], last_alone=True,
-                                             n_texts=n_texts)
+        hidden_BD, present_LBHTK = transform(hparams, X, [cache.old, tf.unstack(cache.recent)], sampling=True)
         logits_BV = product_with_rows(hidden_BD, token_embedding(hparams), n_texts)
     return logits_BV, Cache(cache.old, tf.concat([cache.recent, present_LBHTK], axis=-2))
 
@@ -171,22 +170,22 @@ def dropout(rate, *, seed, step):
     return drop if rate else no_dropout
 
 
-def transform(hparams, tokens, pasts=(), drop=no_dropout, last_alone=False, n_texts=None):
+def transform(hparams, tokens, pasts=(), drop=no_dropout, sampling=False):
     """Everything between token ids and logits.
 
     tokens: int32 [B, T].  pasts: what was read before them, in pieces: each is L tensors, float32 [B, H, S, K].
-    n_texts: as pieces_of() takes it.
-    Returns float32 [R, D], or with last_alone [B, D] of each text's last position, and what attention keeps of tokens,
-    float32 [L, B, H, T, K].
+    sampling: whether they are followed by one token after the other.
+    Returns float32 [R, D], or for sampling [B, D] of each text's last position, and what attention keeps of tokens, float32
+    [L, B, H, T, K].
     """
     hparams.check()
     tokens_BT = tf.convert_to_tensor(tokens)
-    context = context_of(hparams, tokens_BT, [size(past[0], -2) for past in pasts], n_texts)
+    context = context_of(hparams, tokens_BT, [size(past[0], -2) for past in pasts], sampling)
     hidden_RD = drop(embed(hparams, tokens_BT, context), 'embed')
     present = []
     for layer in range(hparams.n_layer):
-        if last_alone and layer == hparams.n_layer - 1:  # of the other positions only keys and values are of use now
-            context = context._replace(last_alone=True, one_query=True, pieces_out=pieces_of(size(tokens_BT, 0), n_texts))
+        if sampling and layer == hparams.n_layer - 1:  # of the other positions only keys and values are of use now
+            context = context._replace(last_alone=True, one_query=True, pieces_out=pieces_of(size(tokens_BT, 0), sampling))
         hidden_RD, key_and_value = block(hparams, hidden_RD, 'h%d' % layer, context, drop=drop,
                                          pasts=[past[2 * layer:2 * layer + 2] for past in pasts])
         present += key_and_value
@@ -207,11 +206,11 @@ Context = namedtuple(
     'Context', 'batch position_T lengths one_token qkv_shape mask_TS last_alone one_query pieces_in pieces_out')
 
 
-def context_of(hparams, tokens_BT, n_pasts=(), n_texts=None):
-    """The Context of new tokens. n_pasts: the lengths of the pieces of the past.  n_texts: as pieces_of() takes it."""
+def context_of(hparams, tokens_BT, n_pasts=(), sampling=False):
+    """The Context of new tokens. n_pasts: the lengths of the pieces of the past.  sampling: as transform() takes it."""
     batch, n_new = sizes(tokens_BT)
     position_T = sum(n_pasts) + tf.range(n_new)
-    pieces = pieces_of(batch * n_new, n_texts)
+    pieces = pieces_of(batch * n_new, sampling)
     one_token = isinstance(n_new, int) and n_new == 1
     n_head, head_size = hparams.n_head, hparams.n_embd // hparams.n_head
     return Context(

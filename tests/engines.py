@@ -53,7 +53,7 @@ class Ours(Engine):
         import checkpoint
         self.models_dir, self.name = os.path.split(folder)
         self.hparams = checkpoint.load_hparams(self.name, self.models_dir)
-        self.sess = checkpoint.session(optimize=False)
+        self.sess = None
         self.graphs = {}
 
     def generate(self, tokens_BT, length, top_k):
@@ -68,6 +68,7 @@ class Ours(Engine):
         import checkpoint
         import evaluate
         if not self.graphs:
+            self.sess = checkpoint.session()
             self.graphs['score'] = evaluate.scorer(self.sess, self.hparams)
             checkpoint.restore(self.sess, self.name, self.models_dir)
         return self.graphs['score'](tokens_BT)
@@ -81,6 +82,7 @@ class Ours(Engine):
         context, draws = tf.placeholder(tf.int32, [batch, n_prompt]), tf.placeholder(tf.float64, [None, length])
         output = sample.sample_sequence(hparams=self.hparams, length=length, context=context, draws=draws, top_k=top_k)
         if not self.graphs:
+            self.sess = checkpoint.session(sampling=True)
             checkpoint.restore(self.sess, self.name, self.models_dir)
         self.graphs[batch, n_prompt, length, top_k] = context, draws, output
 

@@ -20,7 +20,7 @@ SCRIPTS = ['evaluate', 'generate_dataset', 'generate_unconditional_samples', 'in
 MODULES = {
     'corpus': [], 'detokenize': [], 'encoder': [], 'flags': [], 'products': ['tf1'], 'tensor_bundle': [], 'tf1': [],
     'benchmarks': ['detokenize'], 'measure': ['benchmarks', 'corpus', 'detokenize'],
-    'model': ['products', 'tf1'], 'sample': ['model', 'tf1'], 'checkpoint': ['encoder', 'model', 'tf1']}
+    'model': ['products', 'tf1'], 'sample': ['model', 'tf1'], 'checkpoint': ['encoder', 'model', 'products', 'tf1']}
 every_source = pytest.mark.parametrize('path', SOURCES, ids=lambda path: os.path.relpath(path, ROOT))
 
 

@@ -14,53 +14,29 @@ def random(*shape):
 @pytest.mark.parametrize('n_rows', [1, 2, 7])
 @pytest.mark.parametrize('n_in, width', [(8, 5), (1, 1), (6, 3), (64, 192)])
 @pytest.mark.parametrize('onednn', [True, False])
-def test_product_is_the_product(sess, monkeypatch, onednn, n_in, width, n_rows, known):
-    """Of one row, which is cut, and of several; the number of rows in the graph or not; a width that cannot be cut."""
+@pytest.mark.parametrize('sampling', [True, False])
+def test_product_is_the_product(sess, monkeypatch, sampling, onednn, n_in, width, n_rows, known):
+    """Of one row and of several; the number of rows in the graph or not; cut into pieces, and where it cannot be cut."""
     monkeypatch.setattr(products, 'on_onednn', lambda: onednn)
     x, weight = random(n_rows, n_in), random(1, n_in, width)
     x_RN = tf.placeholder(tf.float32, [n_rows if known else None, n_in])
-    found = sess.run(products.product(x_RN, tf.constant(weight), products.pieces_of(n_rows if known else tf.shape(x_RN)[0])),
-                     {x_RN: x})
+    pieces = products.pieces_of(n_rows if known else tf.shape(x_RN)[0], sampling)
+    found = sess.run(products.product(x_RN, tf.constant(weight), pieces), {x_RN: x})
     np.testing.assert_allclose(found, x.astype(np.float64) @ weight[0], rtol=1e-5, atol=1e-5)
 
 
+def test_pieces_run_at_the_same_time(sess, monkeypatch):
+    """Where oneDNN multiplies for one token after the other: each is an operation that waits for no other, the weights as they are."""
+    monkeypatch.setattr(products, 'on_onednn', lambda: True)
+    weight_1NM = tf.constant(random(1, 8, 3))
+    products.product(tf.zeros([2, 8]), weight_1NM, products.pieces_of(2, sampling=True))
+    operations = tf.get_default_graph().get_operations()
+    assert [operation.inputs[1].shape.as_list() for operation in operations if operation.type == 'MatMul'] == [
+        [8 // products.AT_ONCE, 3]] * products.AT_ONCE
+    assert 'Transpose' not in {operation.type for operation in operations}
+
+
 on_onednn = pytest.mark.skipif(tf.__version__.startswith('1.'), reason='TensorFlow 1.x has no oneDNN')
-
-
-@on_onednn
-@pytest.mark.parametrize('n_texts', [1, 3])
-@pytest.mark.parametrize('n_rows', [1, 2, 7])
-@pytest.mark.parametrize('n_in, width', [(8, 64), (64, 32), (8, 40), (6, 32), (32, 32)])
-def test_product_with_a_copied_weight_is_the_product(sess, monkeypatch, n_in, width, n_rows, n_texts):
-    """In a loop, too; for one text and for several; a width that cannot be cut into columns."""
-    monkeypatch.setattr(products, 'LARGE', 1)
-    monkeypatch.setattr(products, 'on_onednn', lambda: True)
-    x, weight = random(n_rows, n_in), random(1, n_in, width)
-    x_RN, weight_1NM = tf.placeholder(tf.float32, [None, n_in]), tf.constant(weight)
-
-    def multiply(i, _):
-        return i + 1, products.product(x_RN, weight_1NM, products.pieces_of(tf.shape(x_RN)[0], n_texts))
-
-    _, found = tf.while_loop(lambda i, _: i < 2, multiply, (0, tf.zeros([tf.shape(x_RN)[0], width])),
-                             shape_invariants=(tf.TensorShape([]), tf.TensorShape([None, width])))
-    np.testing.assert_allclose(sess.run(found, {x_RN: x}), x.astype(np.float64) @ weight[0], rtol=1e-5, atol=1e-5)
-
-
-@on_onednn
-@pytest.mark.parametrize('n_texts, n_in, width', [(1, 64, 32), (2, 8, 32)])
-def test_a_weight_is_copied_once_and_outside_of_the_loop(sess, monkeypatch, n_texts, n_in, width):
-    """A loop that copied a weight for each token would take longer than the product."""
-    monkeypatch.setattr(products, 'LARGE', 1)
-    monkeypatch.setattr(products, 'on_onednn', lambda: True)
-    weight_1NM = tf.constant(random(1, n_in, width), name='weight')
-
-    def multiply(x_RN):
-        return tf.tile(products.product(x_RN, weight_1NM, products.pieces_of(2, n_texts)), [1, 4])[:, :n_in]
-
-    tf.while_loop(lambda x_RN: tf.reduce_sum(x_RN) > 0, multiply, [tf.zeros([2, n_in])])
-    transposed, = [operation for operation in tf.get_default_graph().get_operations()
-                   if operation.type == 'Transpose' and operation.inputs[0].op.inputs[0].op.name == 'weight']
-    assert [reader.type for reader in transposed.outputs[0].consumers()] == ['Enter']  # of the loop
 
 
 @on_onednn
@@ -79,15 +55,10 @@ def test_a_weight_of_many_rows_is_copied_once_and_outside_of_the_loop(sess, monk
 @pytest.mark.parametrize('n_texts', [None, 1, 3])
 def test_no_weight_is_copied_elsewhere_than_on_onednn(sess, monkeypatch, n_texts):
     """Nor for a number of texts that is unknown. TensorFlow 1.x and GPUs multiply no faster then."""
-    monkeypatch.setattr(products, 'LARGE', 1)
     monkeypatch.setattr(products, 'on_onednn', lambda: n_texts is None)
-    weights = [tf.constant(random(1, *shape)) for shape in ((8, 32), (64, 32))]
-    for weight_1NM in weights:
-        products.product(tf.zeros([2, weight_1NM.shape.as_list()[1]]), weight_1NM, products.pieces_of(2, n_texts))
-    many_MN = tf.constant(random(100, 8))
-    products.product_with_rows(tf.zeros([2, 8]), many_MN, n_texts)
-    readers = {reader.type for weight in weights + [many_MN] for reader in weight.consumers()}
-    assert readers <= {'Squeeze', 'Reshape', 'Split', 'SplitV'}
+    weight_MN = tf.constant(random(100, 8))
+    products.product_with_rows(tf.zeros([2, 8]), weight_MN, n_texts)
+    assert {reader.type for reader in weight_MN.consumers()} <= {'Split', 'SplitV'}
 
 
 @pytest.mark.parametrize('onednn', [True, False] if hasattr(tf, 'raw_ops') else [False])
@@ -105,7 +76,7 @@ def test_batched_product_is_the_product_of_each_pair(sess, monkeypatch, transpos
 
 
 def test_only_one_row_is_cut(sess, monkeypatch):
-    """Into products of a part of the weights each, which cores can share; oneDNN shares one product among them."""
+    """Into products of a part of the weights each, which cores can share; oneDNN shares a product among them by itself."""
     monkeypatch.setattr(products, 'on_onednn', lambda: False)
     x_RN = tf.placeholder(tf.float32, [None, 8])
     pieces = products.pieces_of(tf.shape(x_RN)[0])

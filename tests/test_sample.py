@@ -357,17 +357,16 @@ def test_rows_that_have_ended_leave_the_batch(sess, monkeypatch):
 @pytest.mark.skipif(tf.__version__.startswith('1.'), reason='TensorFlow 1.x has no oneDNN')
 @pytest.mark.parametrize('n_prompt', [1, 3])
 @pytest.mark.parametrize('n_texts', [1, 3])
-def test_tokens_are_the_same_with_copied_weights(sess, monkeypatch, n_texts, n_prompt):
-    """Which are made where oneDNN multiplies many times for a known number of texts; also when but one row is left of several."""
-    monkeypatch.setattr(products, 'LARGE', 1)
+def test_tokens_are_the_same_with_products_in_pieces(sess, monkeypatch, n_texts, n_prompt):
+    """And a copied vocabulary, where oneDNN multiplies many times for a known number of texts; also when but one row is left."""
     monkeypatch.setattr(products, 'on_onednn', lambda: True)
-    hparams, weights = random_model(n_layer=2, n_ctx=32, n_embd=products.COLUMNS)
+    hparams, weights = random_model(n_layer=2, n_ctx=32)
     plain_sample = plain_sampler(sess, hparams, weights)
     draws = np.random.RandomState(2).random_sample([n_texts, 20])
     prompts = [[3, 1, 4], [1, 5, 9], [2, 6, 5]]
     prompts = [prompt[:n_prompt] for prompt in prompts[:n_texts]]
     tokens_BS = sample.sample_sequence(hparams=hparams, length=20, context=prompts, draws=draws, end_token=7)
-    assert any('h0/mlp' in operation.name and operation.type == 'Transpose' for operation in sess.graph.get_operations())
+    assert any('h0/mlp' in operation.name and operation.type == 'AddN' for operation in sess.graph.get_operations())
     for row, prompt, draw_S in zip(sess.run(tokens_BS), prompts, draws):
         expected = prompt + sample.up_to_end(plain_sample(prompt, draw_S)[len(prompt):], 7)
         assert row[:len(expected)].tolist() == expected
@@ -376,8 +375,7 @@ def test_tokens_are_the_same_with_copied_weights(sess, monkeypatch, n_texts, n_p
 
 @pytest.mark.parametrize('n_texts', [1, 3, None])
 def test_a_loop_of_the_caller_may_sample(sess, monkeypatch, n_texts):
-    """Each round goes on from the last token of the one before. With copied weights, too, and with a number of texts unknown."""
-    monkeypatch.setattr(products, 'LARGE', 1)
+    """Each round goes on from the last token of the one before. With a copied vocabulary, too; with a number of texts unknown."""
     monkeypatch.setattr(sample, 'MANY', 1)
     hparams, weights = counting_model()
     start_B1 = tf.placeholder(tf.int32, [n_texts, 1])
