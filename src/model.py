@@ -268,8 +268,6 @@ def attention(hparams, x_RD, scope, context, *, pasts=(), drop=no_dropout):
         if context.last_alone:
             q_BHTK = q_BHTK[:, :, -1:]
         q_BHTK /= math.sqrt(hparams.n_embd // hparams.n_head)
-
-
         n_rows = context.batch if context.one_query is True else -1
 
         def mixed(one_query):

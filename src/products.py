@@ -11,7 +11,7 @@ import platform
 
 from tf1 import tf
 
-AT_ONCE = 2  # operations that run at the same time while sampling with oneDNN, which takes longer to share one among the cores
+AT_ONCE = 2  # pieces of a product that run at the same time while sampling with oneDNN: sharing the whole among cores takes longer
 PIECES = 4  # of a product of one row, so that no core is idle: TensorFlow 1.x would do the whole on one
 BLOCKS = 32  # of a product with many rows of weights: it is short then, and its output in the cache
 ALIGNED = 16  # numbers: a weight whose rows begin at multiples of 64 bytes takes three quarters of the time, but for one row of x
@@ -40,8 +40,8 @@ def product(x_RN, weight_1NM, pieces):
         return tf.matmul(x_RN, tf.squeeze(weight_1NM, axis=0))
     weight_PNM = tf.reshape(weight_1NM, [pieces.n, -1, width])
     if pieces.x_shape is None:
-        x_and_weight = zip(tf.split(x_RN, pieces.n, axis=-1), tf.unstack(weight_PNM))
-        return tf.add_n([tf.matmul(x_RN, weight_NM) for x_RN, weight_NM in x_and_weight])
+        pairs = zip(tf.split(x_RN, pieces.n, axis=-1), tf.unstack(weight_PNM))
+        return tf.add_n([tf.matmul(piece_RN, weight_NM) for piece_RN, weight_NM in pairs])
     return tf.reduce_sum(tf.matmul(tf.reshape(x_RN, pieces.x_shape), weight_PNM), axis=0)
 
 
