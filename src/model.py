@@ -289,7 +289,7 @@ def heads(qkv_RN, context):
 def mix(q_BHTK, pieces, context, one_query, drop):
     """What each query finds: the values, weighted by how well it fits their keys.
 
-    pieces: of [key, value], each float32 [B, H, S, K].  one_query: whether there is one a text, the last token's, which sees all.
+    pieces: of [key, value], each float32 [B, H, S, K].  one_query: whether there is one a text, of the last token, which sees all.
     Returns the numbers of float32 [B, T, H, K]. The shape is another with one_query, where there is nothing to transpose.
     """
     if len(pieces) > 1 and not one_query:  # many queries have more scores than there are keys and values to copy

@@ -11,10 +11,10 @@ import platform
 
 from tf1 import tf
 
-AT_ONCE = 2  # pieces of a product that run at the same time while sampling with oneDNN: sharing the whole among cores takes longer
+AT_ONCE = 2  # pieces of a product that run at the same time while sampling with oneDNN, which shares a product at more cost
 PIECES = 4  # of a product of one row, so that no core is idle: TensorFlow 1.x would do the whole on one
 BLOCKS = 32  # of a product with many rows of weights: it is short then, and its output in the cache
-ALIGNED = 16  # numbers: a weight whose rows begin at multiples of 64 bytes takes three quarters of the time, but for one row of x
+ALIGNED = 16  # numbers: a weight whose rows begin at multiples of 64 bytes takes three quarters of the time for many rows of x
 
 # How product() cuts the sum:
 # n: into how many pieces, a number or a tensor

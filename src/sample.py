@@ -11,7 +11,7 @@ import model
 from tf1 import tf
 
 REMOVED = -1e10  # the logit of a token that a filter took out
-MANY = 16  # tokens for each text, from which on weights are worth a copy in another order
+MANY = 16  # tokens for each text, from which on the vocabulary is worth a copy in another order
 NO_TOKEN = -1  # what stands after the end of a row when there is no end token
 
 
