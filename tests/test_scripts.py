@@ -68,7 +68,7 @@ def printed(tiny_models, capsys, monkeypatch):
     The session has one thread: for a model this small, handing work from one to another is most of the work.
     """
     one_thread = tf.ConfigProto(intra_op_parallelism_threads=1, inter_op_parallelism_threads=1)
-    monkeypatch.setattr(checkpoint, 'session', lambda optimize: tf.Session(config=one_thread))
+    monkeypatch.setattr(checkpoint, 'session', lambda sampling: tf.Session(config=one_thread))
 
     def of(script, *, prompts='', **options):
         monkeypatch.setattr(sys, 'stdin', io.StringIO(prompts))
