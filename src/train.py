@@ -303,7 +303,8 @@ class Run(object):
         sess.run(tf.global_variables_initializer())
         self.step = self.restore()
         forget_after(folder, self.step)
-        self.summaries = tf.summary.FileWriter(os.path.join(folder, 'training'))
+        # A file is named after the second: what goes on within the same one would overwrite it, but for the step.
+        self.summaries = tf.summary.FileWriter(os.path.join(folder, 'training'), filename_suffix='.%d' % self.step)
         # TensorBoard then forgets, as well, what the files of a killed run tell of later steps.
         self.summaries.add_session_log(tf.SessionLog(status=tf.SessionLog.START), self.step + 1)
 
