@@ -7,13 +7,14 @@ smaller. Variables carry the names and shapes of the released checkpoints.
 
 A tensor's name ends in its shape:
 B batch  T new tokens  S positions attended to  R rows, B * T  D n_embd  H n_head  K head size, D // H  N any width  V n_vocab
+G heads of all texts, B * H: attention treats them alike
 L what attention keeps of all layers, 2 * n_layer: keys of the first, values of the first, keys of the second ...
 """
 from collections import namedtuple
 import math
 import zlib
 
-from products import batched_product, pieces_of, product, product_with_rows
+from products import batched_product, pieces_of, product, product_with_rows, shares
 from tf1 import stateless_uniform, tf
 
 
@@ -82,32 +83,32 @@ def model(hparams, X, past=None, scope='model', reuse=False):
     pasts = []
     if past is not None:
         past = tf.transpose(past, [1, 2, 0, 3, 4, 5])
-        pasts.append(tf.unstack(tf.reshape(past, [2 * n_layer, batch, n_head, -1, head_size])))
+        pasts.append(tf.unstack(tf.reshape(past, [2 * n_layer, batch * n_head, -1, head_size])))
     with tf.variable_scope(scope, reuse=reuse):
-        hidden_RD, present_LBHTK = transform(hparams, tokens_BT, pasts)
+        hidden_RD, present_LGTK = transform(hparams, tokens_BT, pasts)
         logits_RV = unembed(hparams, hidden_RD)
-    present = tf.reshape(present_LBHTK, [n_layer, 2, batch, n_head, n_new, head_size])
+    present = tf.reshape(present_LGTK, [n_layer, 2, batch, n_head, n_new, head_size])
     return {'present': tf.transpose(present, [2, 0, 1, 3, 4, 5]),
             'logits': tf.reshape(logits_RV, [batch, n_new, hparams.n_vocab])}
 
 
-# Keys and values of what was read. A token is added to `recent`, float32 [L, B, H, S, K], which is short, and that to `old`
-# now and then: no token copies all that is there. `old` is L tensors [B, H, S, K], so that they are copied one by one, and
+# Keys and values of what was read. A token is added to `recent`, float32 [L, G, S, K], which is short, and that to `old`
+# now and then: no token copies all that is there. `old` is L tensors [G, S, K], so that they are copied one by one, and
 # there are never two of the whole.
 Cache = namedtuple('Cache', 'old recent')
 
 
 def empty_cache(hparams, batch):
     """The Cache of batch texts of which nothing was read yet."""
-    nothing_LBHSK = tf.zeros([2 * hparams.n_layer, batch, hparams.n_head, 0, hparams.n_embd // hparams.n_head])
-    return Cache(tf.unstack(nothing_LBHSK), nothing_LBHSK)
+    nothing_LGSK = tf.zeros([2 * hparams.n_layer, batch * hparams.n_head, 0, hparams.n_embd // hparams.n_head])
+    return Cache(tf.unstack(nothing_LGSK), nothing_LGSK)
 
 
 def cache_shapes(hparams, batch):
     """The shapes of a Cache as it grows, in the form that tf.while_loop takes. batch: number, or None if unknown."""
     n_kept = 2 * hparams.n_layer
-    any_BHSK = tf.TensorShape([batch, hparams.n_head, None, hparams.n_embd // hparams.n_head])
-    return Cache([any_BHSK] * n_kept, tf.TensorShape([n_kept]).concatenate(any_BHSK))
+    any_GSK = tf.TensorShape([None if batch is None else batch * hparams.n_head, None, hparams.n_embd // hparams.n_head])
+    return Cache([any_GSK] * n_kept, tf.TensorShape([n_kept]).concatenate(any_GSK))
 
 
 def decode(hparams, X, cache, scope='model', reuse=tf.AUTO_REUSE, n_texts=None):
@@ -118,9 +119,9 @@ def decode(hparams, X, cache, scope='model', reuse=tf.AUTO_REUSE, n_texts=None):
     Returns float32 [B, V], the logits that follow the last of them, and the Cache with all of them.
     """
     with tf.variable_scope(scope, reuse=reuse):
-        hidden_BD, present_LBHTK = transform(hparams, X, [cache.old, tf.unstack(cache.recent)], sampling=True)
+        hidden_BD, present_LGTK = transform(hparams, X, [cache.old, tf.unstack(cache.recent)], sampling=True)
         logits_BV = product_with_rows(hidden_BD, token_embedding(hparams), n_texts)
-    return logits_BV, Cache(cache.old, tf.concat([cache.recent, present_LBHTK], axis=-2))
+    return logits_BV, Cache(cache.old, tf.concat([cache.recent, present_LGTK], axis=-2))
 
 
 def is_due(cache):
@@ -133,13 +134,14 @@ def is_due(cache):
     return n_recent * n_recent >= 2 * n_old
 
 
-def settle(cache, rows=None):
+def settle(hparams, cache, rows=None):
     """The Cache with all that is recent made old. rows: int32 [any], the texts that stay in it; None is all."""
-    old, recent_LBHSK = cache
+    old, recent_LGSK = cache
     if rows is not None:
-        old, recent_LBHSK = [tf.gather(old_BHSK, rows) for old_BHSK in old], tf.gather(recent_LBHSK, rows, axis=1)
-    old = [tf.concat(pieces, axis=-2) for pieces in zip(old, tf.unstack(recent_LBHSK))]
-    return Cache(old, recent_LBHSK[:, :, :, :0])
+        heads_G = tf.reshape(rows[:, None] * hparams.n_head + tf.range(hparams.n_head), [-1])
+        old, recent_LGSK = [tf.gather(old_GSK, heads_G) for old_GSK in old], tf.gather(recent_LGSK, heads_G, axis=1)
+    old = [tf.concat(pieces, axis=-2) for pieces in zip(old, tf.unstack(recent_LGSK))]
+    return Cache(old, recent_LGSK[:, :, :0])
 
 
 def token_losses(logits, tokens):
@@ -173,10 +175,10 @@ def dropout(rate, *, seed, step):
 def transform(hparams, tokens, pasts=(), drop=no_dropout, sampling=False):
     """Everything between token ids and logits.
 
-    tokens: int32 [B, T].  pasts: what was read before them, in pieces: each is L tensors, float32 [B, H, S, K].
+    tokens: int32 [B, T].  pasts: what was read before them, in pieces: each is L tensors, float32 [G, S, K].
     sampling: whether they are followed by one token after the other.
     Returns float32 [R, D], or for sampling [B, D] of each text's last position, and what attention keeps of tokens, float32
-    [L, B, H, T, K].
+    [L, G, T, K].
     """
     hparams.check()
     tokens_BT = tf.convert_to_tensor(tokens)
@@ -198,12 +200,14 @@ def transform(hparams, tokens, pasts=(), drop=no_dropout, sampling=False):
 # lengths: int32 [pieces], how many tokens attention finds in each piece
 # one_token: whether T is, for sure, 1
 # qkv_shape: for what the queries, keys and values are cut out of: [B, T, 3, H, K], or with one_token [B, 3, H, T, K]
+# heads_shape, mixed_shape: of what goes into attention, [G, T, K], and for what comes out of it, [B, H, T, K]
 # mask_TS: of attention, as causal_mask() makes it
 # last_alone: whether only the last position goes on behind attention
 # one_query: bool, or bool scalar, whether attention has one query a text
 # pieces_in, pieces_out: of the products before and behind attention, as pieces_of() makes them
 Context = namedtuple(
-    'Context', 'batch position_T lengths one_token qkv_shape mask_TS last_alone one_query pieces_in pieces_out')
+    'Context', 'batch position_T lengths one_token qkv_shape heads_shape mixed_shape mask_TS last_alone one_query '
+               'pieces_in pieces_out')
 
 
 def context_of(hparams, tokens_BT, n_pasts=(), sampling=False):
@@ -218,6 +222,8 @@ def context_of(hparams, tokens_BT, n_pasts=(), sampling=False):
         lengths=tf.stack(list(n_pasts[:-1]) + [sum(n_pasts[-1:]) + n_new]),
         one_token=one_token,
         qkv_shape=tf.stack([batch, 3, n_head, 1, head_size] if one_token else [batch, n_new, 3, n_head, head_size]),
+        heads_shape=tf.stack([batch * n_head, n_new, head_size]),
+        mixed_shape=tf.stack([batch, n_head, n_new, head_size]),
         mask_TS=causal_mask(position_T), last_alone=False,
         one_query=one_token if isinstance(n_new, int) or not n_pasts else tf.equal(n_new, 1),
         pieces_in=pieces, pieces_out=pieces)
@@ -262,16 +268,22 @@ def block(hparams, hidden_RD, scope, context, *, pasts=(), drop=no_dropout):
 def attention(hparams, x_RD, scope, context, *, pasts=(), drop=no_dropout):
     """Masked multi-head self-attention (Vaswani et al. 2017, section 3.2) over the pieces of the past and the new tokens."""
     with tf.variable_scope(scope):
-        q_BHTK, *present = heads(linear(x_RD, 'c_attn', 3 * hparams.n_embd, context.pieces_in), context)
+        q_GTK, *present = heads(linear(x_RD, 'c_attn', 3 * hparams.n_embd, context.pieces_in), context)
         newest = [tf.concat([past, new], axis=-2) for past, new in zip(pasts[-1], present)] if pasts else present
-        pieces = list(pasts[:-1]) + [newest]
+        k_pieces, v_pieces = zip(*list(pasts[:-1]) + [newest])
         if context.last_alone:
-            q_BHTK = q_BHTK[:, :, -1:]
-        q_BHTK /= math.sqrt(hparams.n_embd // hparams.n_head)
+            q_GTK = q_GTK[:, -1:]
+        q_GTK /= math.sqrt(hparams.n_embd // hparams.n_head)
         n_rows = context.batch if context.one_query is True else -1
+        n_shares = context.pieces_in.at_once
 
         def mixed(one_query):
-            return tf.reshape(mix(q_BHTK, pieces, context, one_query, drop), [n_rows, hparams.n_embd])
+            q_shares = shares(q_GTK, 0, n_shares)
+            k_shares, v_shares = [zip(*[shares(x_GSK, 0, n_shares) for x_GSK in pieces]) for pieces in (k_pieces, v_pieces)]
+            mixed_GTK = tf.concat([mix(*share, context, one_query, drop) for share in zip(q_shares, k_shares, v_shares)], axis=0)
+            if not one_query:
+                mixed_GTK = tf.transpose(tf.reshape(mixed_GTK, context.mixed_shape), [0, 2, 1, 3])
+            return tf.reshape(mixed_GTK, [n_rows, hparams.n_embd])
 
         if isinstance(context.one_query, bool):
             mixed_RD = mixed(context.one_query)
@@ -281,35 +293,35 @@ def attention(hparams, x_RD, scope, context, *, pasts=(), drop=no_dropout):
 
 
 def heads(qkv_RN, context):
-    """The queries, keys and values of the new tokens, each float32 [B, H, T, K]."""
+    """The queries, keys and values of the new tokens, each float32 [G, T, K]."""
     qkv = tf.reshape(qkv_RN, context.qkv_shape)
-    return tf.unstack(qkv, axis=1) if context.one_token else tf.unstack(tf.transpose(qkv, [2, 0, 3, 1, 4]))
+    qkv = tf.unstack(qkv, axis=1) if context.one_token else tf.unstack(tf.transpose(qkv, [2, 0, 3, 1, 4]))
+    return [tf.reshape(x, context.heads_shape) for x in qkv]
 
 
-def mix(q_BHTK, pieces, context, one_query, drop):
-    """What each query finds: the values, weighted by how well it fits their keys.
+def mix(q_GTK, k_pieces, v_pieces, context, one_query, drop):
+    """What each query finds, float32 [G, T, K]: the values, weighted by how well it fits their keys.
 
-    pieces: of [key, value], each float32 [B, H, S, K].  one_query: whether there is one a text, of the last token, which sees all.
-    Returns the numbers of float32 [B, T, H, K]. The shape is another with one_query, where there is nothing to transpose.
+    k_pieces, v_pieces: keys and values, each float32 [G, S, K].
+    one_query: whether there is one a text, of the last token, which sees all.
     """
-    if len(pieces) > 1 and not one_query:  # many queries have more scores than there are keys and values to copy
-        pieces = [[tf.concat(parts, axis=-2) for parts in zip(*pieces)]]
-    score_BHTS = tf.concat([batched_product(q_BHTK, k_BHSK, one_query, transpose_b=True) for k_BHSK, _ in pieces], axis=-1)
+    if not one_query:  # many queries have more scores than there are keys and values to copy
+        k_pieces, v_pieces = [tf.concat(k_pieces, axis=-2)], [tf.concat(v_pieces, axis=-2)]
+    score_GTS = tf.concat([batched_product(q_GTK, k_GSK, one_query, transpose_b=True) for k_GSK in k_pieces], axis=-1)
     if one_query:
-        weight_BHTS = tf.exp(tf.nn.log_softmax(score_BHTS))  # a softmax by oneDNN would be compiled for each length
+        weight_GTS = tf.exp(tf.nn.log_softmax(score_GTS))  # a softmax by oneDNN would be compiled for each length
     else:
-        weight_BHTS = tf.nn.softmax(score_BHTS + context.mask_TS)
-    weight_BHTS = drop(weight_BHTS, 'weights')
-    weights = tf.split(weight_BHTS, context.lengths, axis=-1, num=len(pieces)) if len(pieces) > 1 else [weight_BHTS]
-    mixed_BHTK = tf.add_n([batched_product(weight, v_BHSK, one_query) for weight, (_, v_BHSK) in zip(weights, pieces)])
-    return mixed_BHTK if one_query else tf.transpose(mixed_BHTK, [0, 2, 1, 3])
+        weight_GTS = tf.nn.softmax(score_GTS + context.mask_TS)
+    weight_GTS = drop(weight_GTS, 'weights')
+    weights = tf.split(weight_GTS, context.lengths, axis=-1, num=len(k_pieces)) if len(k_pieces) > 1 else [weight_GTS]
+    return tf.add_n([batched_product(weight, v_GSK, one_query) for weight, v_GSK in zip(weights, v_pieces)])
 
 
 def feed_forward(hparams, x_RD, scope, context):
     """Two layers, four times as wide in between."""
     with tf.variable_scope(scope):
-        wide_RN = gelu(linear(x_RD, 'c_fc', 4 * hparams.n_embd, context.pieces_out))
-        return linear(wide_RN, 'c_proj', hparams.n_embd, context.pieces_out, residual_stddev(hparams))
+        wide_RN = linear(x_RD, 'c_fc', 4 * hparams.n_embd, context.pieces_out)
+        return linear(wide_RN, 'c_proj', hparams.n_embd, context.pieces_out, residual_stddev(hparams), activation=gelu)
 
 
 def gelu(x):
@@ -330,14 +342,14 @@ def layer_norm(x_RD, scope):
     return centred_RD * tf.rsqrt(variance_R1 + 1e-5) * gain_D + bias_D
 
 
-def linear(x_RN, scope, width, pieces, stddev=0.02):
-    """x times a matrix plus a bias: [R, width]."""
+def linear(x_RN, scope, width, pieces, stddev=0.02, activation=None):
+    """x times a matrix plus a bias: [R, width]. pieces, activation: as product() takes them."""
     with tf.variable_scope(scope):
         n_in = x_RN.shape.as_list()[-1]
         # The checkpoint's shape has a leading 1: OpenAI wrote the product as a convolution of width 1.
         weight_1NN = tf.get_variable('w', [1, n_in, width], initializer=tf.random_normal_initializer(stddev=stddev))
         bias_N = tf.get_variable('b', [width], initializer=tf.zeros_initializer())
-    return tf.nn.bias_add(product(x_RN, weight_1NN, pieces), bias_N)
+    return tf.nn.bias_add(product(x_RN, weight_1NN, pieces, activation), bias_N)
 
 
 def residual_stddev(hparams):

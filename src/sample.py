@@ -144,13 +144,13 @@ def next_tokens(logits_BV, draw_B, *, temperature, top_k, top_p):
 State = namedtuple('State', 'row_A fed_AT cache ended_A tokens_BS')
 
 
-def settled(state, all_stay):
+def settled(hparams, state, all_stay):
     """The State with its cache settled. Rows that have ended leave it, unless all_stay: then nothing has to be gathered."""
     if all_stay:
-        return state._replace(cache=model.settle(state.cache))
-    place_A = tf.where(tf.logical_not(state.ended_A))[:, 0]
+        return state._replace(cache=model.settle(hparams, state.cache))
+    place_A = tf.cast(tf.where(tf.logical_not(state.ended_A))[:, 0], tf.int32)
     row_A, fed_AT, ended_A = [tf.gather(x, place_A) for x in (state.row_A, state.fed_AT, state.ended_A)]
-    return State(row_A, fed_AT, model.settle(state.cache, place_A), ended_A, state.tokens_BS)
+    return State(row_A, fed_AT, model.settle(hparams, state.cache, place_A), ended_A, state.tokens_BS)
 
 
 def sample_sequence(*, hparams, length, start_token=None, batch_size=None, context=None, temperature=1, top_k=0, top_p=1,
@@ -204,7 +204,7 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
             tokens_BS = tf.concat([state.tokens_BS, token_B[:, None]], axis=1)
         fed_AT = tf.maximum(token_A, 0)[:, None]  # NO_TOKEN has no embedding, and nobody reads what follows it
         state = State(state.row_A, fed_AT, cache, ended_A, tokens_BS)
-        return tf.cond(model.is_due(cache), lambda: settled(state, all_stay), lambda: state)
+        return tf.cond(model.is_due(cache), lambda: settled(hparams, state, all_stay), lambda: state)
 
     prompt_BT = context_BC if context_lengths is None else context_BC[:, :tf.reduce_min(length_B)]
     start = State(row_A=tf.range(batch), fed_AT=prompt_BT, cache=model.empty_cache(hparams, batch),

@@ -9,6 +9,7 @@ import pytest
 import checkpoint
 import encoder
 import model
+import products
 import reference
 import tiny
 from tf1 import tf
@@ -325,3 +326,21 @@ def test_a_save_that_breaks_off_leaves_a_whole_model(network, save, tmp_path, mo
     with pytest.raises(OSError, match='no space left'):
         save(tiny_weights(seed=2), step=2)
     assert_same_weights(restored_weights(network, str(tmp_path), 'mine'), tiny_weights(seed=1))
+
+
+# session
+
+@pytest.mark.skipif(not hasattr(os, 'sched_getaffinity'), reason='this system does not say which cores a process may use')
+@pytest.mark.parametrize('cores', [{0}, {1, 3}, set(range(8))], ids=len)
+def test_shares_of_the_work_get_equal_parts_of_the_cores(monkeypatch, cores):
+    """In a session for sampling where oneDNN multiplies. Everywhere else TensorFlow decides."""
+    monkeypatch.setattr(tf, 'Session', lambda config: config)
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda process: cores)
+    for onednn, sampling in ((True, True), (True, False), (False, True)):
+        monkeypatch.setattr(products, 'on_onednn', lambda: onednn)
+        config = checkpoint.session(sampling=sampling)
+        threads = config.inter_op_parallelism_threads, config.intra_op_parallelism_threads
+        if onednn and sampling:
+            assert threads == (products.AT_ONCE, max(1, len(cores) // products.AT_ONCE))
+        else:
+            assert threads == (0, 0)

@@ -102,7 +102,7 @@ def test_decoding_in_parts_equals_the_whole(sess, batch, parts):
     for n_tokens in parts:
         logits_BV, cache = model.decode(hparams, tokens_BT[:, end:end + n_tokens], cache)
         if len(logits) % 3 == 1:
-            cache = model.settle(cache)
+            cache = model.settle(hparams, cache)
         logits.append(logits_BV)
         end += n_tokens
     for end, found in zip(np.cumsum(parts), sess.run(logits, {tokens_BT: tokens})):
@@ -117,8 +117,8 @@ def test_rows_that_leave_the_cache_leave_the_others_as_they_were(sess):
     whole_logits, _, _ = run_model(sess, hparams, tokens, weights)
     tokens_BT, rows = tf.placeholder(tf.int32, [None, None]), tf.placeholder(tf.int32, [None])
     _, cache = model.decode(hparams, tokens_BT[:, :5], model.empty_cache(hparams, 4))
-    _, cache = model.decode(hparams, tokens_BT[:, 5:6], model.settle(cache))
-    logits_BV, _ = model.decode(hparams, tf.gather(tokens_BT, rows)[:, 6:], model.settle(cache, rows))
+    _, cache = model.decode(hparams, tokens_BT[:, 5:6], model.settle(hparams, cache))
+    logits_BV, _ = model.decode(hparams, tf.gather(tokens_BT, rows)[:, 6:], model.settle(hparams, cache, rows))
     for kept in ([2], [0, 2], [3, 2, 1], [0, 1, 2, 3]):
         found = sess.run(logits_BV, {tokens_BT: tokens, rows: kept})
         assert_close(found, whole_logits[kept, -1])
@@ -127,9 +127,8 @@ def test_rows_that_leave_the_cache_leave_the_others_as_they_were(sess):
 @pytest.mark.parametrize('n_old', [1, 10, 128, 1000])
 def test_a_cache_is_due_when_settling_it_costs_least(sess, n_old):
     """Of all periods r, copying r recent tokens at each of r steps and all at the last, none copies fewer for each token."""
-    hparams = tiny.hparams()
     n_recent = tf.placeholder(tf.int32, [])
-    shape = [4, 1, hparams.n_head]
+    shape = [4, 2]
     due = model.is_due(model.Cache(tf.zeros(shape + [n_old, 4]), tf.zeros(tf.stack(shape + [n_recent, 4]))))
     first = [sess.run(due, {n_recent: r}) for r in range(1, n_old + 2)].index(True) + 1
     cost = {r: (r * (r + 1) / 2 + n_old + r) / r for r in range(1, n_old + 2)}

@@ -47,9 +47,12 @@ def test_a_weight_of_many_rows_is_copied_once_and_outside_of_the_loop(sess, monk
     weight_MN = tf.constant(random(20, 8))
     tf.while_loop(lambda x_RN: tf.reduce_sum(x_RN) > 0,
                   lambda x_RN: products.product_with_rows(x_RN, weight_MN, n_texts)[:, :8], [tf.zeros([2, 8])])
-    copy, = [operation for operation in tf.get_default_graph().get_operations() if operation.type == 'Transpose']
+    operations = tf.get_default_graph().get_operations()
+    copy, = [operation for operation in operations if operation.type == 'Transpose']
     assert copy.outputs[0].shape.as_list() == [8, width]
-    assert [reader.type for reader in copy.outputs[0].consumers()] == ['Enter']  # of the loop
+    enters = [operation.inputs[1].op for operation in operations if operation.type == 'MatMul']
+    assert [enter.type for enter in enters] == ['Enter'] * products.AT_ONCE  # what is multiplied comes into the loop
+    assert all(enter.inputs[0].shape.as_list() == [8 // products.AT_ONCE, width] for enter in enters)
 
 
 @pytest.mark.parametrize('n_texts', [None, 1, 3])
@@ -75,16 +78,39 @@ def test_batched_product_is_the_product_of_each_pair(sess, monkeypatch, transpos
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize('known', [True, False])
+@pytest.mark.parametrize('size, n', [(1, 1), (6, 2), (7, 2), (7, 3), (1, 2)])
+def test_shares_are_the_whole(sess, size, n, known):
+    """Along either axis; also where there are more shares than numbers."""
+    x = random(size, size)
+    x_NN = tf.placeholder(tf.float32, [size if known else None] * 2)
+    for axis in (0, -1):
+        found = sess.run(products.shares(x_NN, axis, n), {x_NN: x})
+        assert len(found) == n
+        assert max(share.shape[axis] for share in found) - min(share.shape[axis] for share in found) < n
+        np.testing.assert_array_equal(np.concatenate(found, axis=axis), x)
+
+
+@pytest.mark.parametrize('onednn', [True, False])
+def test_an_activation_comes_before_the_product(sess, monkeypatch, onednn):
+    monkeypatch.setattr(products, 'on_onednn', lambda: onednn)
+    x, weight = random(1, 8), random(1, 8, 3)
+    pieces = products.pieces_of(1, sampling=True)
+    found = sess.run(products.product(tf.constant(x), tf.constant(weight), pieces, activation=tf.nn.relu))
+    np.testing.assert_allclose(found, np.maximum(x, 0) @ weight[0], rtol=1e-5, atol=1e-5)
+
+
 def test_only_one_row_is_cut(sess, monkeypatch):
     """Into products of a part of the weights each, which cores can share; oneDNN shares a product among them by itself."""
     monkeypatch.setattr(products, 'on_onednn', lambda: False)
     x_RN = tf.placeholder(tf.float32, [None, 8])
     pieces = products.pieces_of(tf.shape(x_RN)[0])
-    for n_rows, expected in ((1, products.PIECES), (2, 1), (100, 1)):
-        assert sess.run(pieces.n, {x_RN: np.zeros([n_rows, 8])}) == expected
-        assert products.pieces_of(n_rows).n == expected
+    for n_rows, n_pieces in ((1, products.PIECES), (2, 1), (100, 1)):
+        assert sess.run(pieces.batch_shape, {x_RN: np.zeros([n_rows, 8])}).tolist() == [n_pieces, n_rows, -1]
+    assert products.pieces_of(1).batch_shape == [products.PIECES, 1, -1]
+    assert products.pieces_of(2).batch_shape is None
     monkeypatch.setattr(products, 'on_onednn', lambda: True)
-    assert products.pieces_of(1).n == products.pieces_of(tf.shape(x_RN)[0]).n == 1
+    assert products.pieces_of(1) == products.pieces_of(tf.shape(x_RN)[0]) == (1, None)
 
 
 def test_the_gradient_of_a_cut_product(sess, monkeypatch):
