@@ -103,8 +103,8 @@ def session(sampling=False):
     """A session that takes GPU memory as it needs it, and runs on the CPU what no GPU can.
 
     sampling: whether it is for one token after the other. TensorFlow then does not look for a better graph first, which takes
-        half a second and makes sampling no faster. Where oneDNN multiplies, the pieces that products are cut into run at the
-        same time, each on its share of the cores.
+        half a second and makes sampling no faster, and the shares of the work run at the same time, each on its part of the
+        cores.
     """
     from tf1 import tf
     import products
@@ -112,10 +112,9 @@ def session(sampling=False):
     config.gpu_options.allow_growth = True
     if sampling:
         config.graph_options.rewrite_options.disable_meta_optimizer = True
-        if products.on_onednn():
-            n_cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-            config.inter_op_parallelism_threads = products.AT_ONCE
-            config.intra_op_parallelism_threads = max(1, n_cores // products.AT_ONCE)
+        n = products.n_shares()
+        if n > 1:
+            config.inter_op_parallelism_threads, config.intra_op_parallelism_threads = n, products.n_cores() // n
     return tf.Session(config=config)
 
 

@@ -14,7 +14,7 @@ from collections import namedtuple
 import math
 import zlib
 
-from products import batched_product, pieces_of, product, product_with_rows, shares
+from products import batched_product, n_shares, product, product_with_rows, shares
 from tf1 import stateless_uniform, tf
 
 
@@ -119,7 +119,7 @@ def decode(hparams, X, cache, scope='model', reuse=tf.AUTO_REUSE, n_texts=None):
     Returns float32 [B, V], the logits that follow the last of them, and the Cache with all of them.
     """
     with tf.variable_scope(scope, reuse=reuse):
-        hidden_BD, present_LGTK = transform(hparams, X, [cache.old, tf.unstack(cache.recent)], sampling=True)
+        hidden_BD, present_LGTK = transform(hparams, X, [cache.old, tf.unstack(cache.recent)], last_alone=True)
         logits_BV = product_with_rows(hidden_BD, token_embedding(hparams), n_texts)
     return logits_BV, Cache(cache.old, tf.concat([cache.recent, present_LGTK], axis=-2))
 
@@ -172,22 +172,21 @@ def dropout(rate, *, seed, step):
     return drop if rate else no_dropout
 
 
-def transform(hparams, tokens, pasts=(), drop=no_dropout, sampling=False):
+def transform(hparams, tokens, pasts=(), drop=no_dropout, last_alone=False):
     """Everything between token ids and logits.
 
     tokens: int32 [B, T].  pasts: what was read before them, in pieces: each is L tensors, float32 [G, S, K].
-    sampling: whether they are followed by one token after the other.
-    Returns float32 [R, D], or for sampling [B, D] of each text's last position, and what attention keeps of tokens, float32
+    Returns float32 [R, D], or with last_alone [B, D] of each text's last position, and what attention keeps of tokens, float32
     [L, G, T, K].
     """
     hparams.check()
     tokens_BT = tf.convert_to_tensor(tokens)
-    context = context_of(hparams, tokens_BT, [size(past[0], -2) for past in pasts], sampling)
+    context = context_of(hparams, tokens_BT, [size(past[0], -2) for past in pasts])
     hidden_RD = drop(embed(hparams, tokens_BT, context), 'embed')
     present = []
     for layer in range(hparams.n_layer):
-        if sampling and layer == hparams.n_layer - 1:  # of the other positions only keys and values are of use now
-            context = context._replace(last_alone=True, one_query=True, pieces_out=pieces_of(size(tokens_BT, 0), sampling))
+        if last_alone and layer == hparams.n_layer - 1:  # of the other positions only keys and values are of use now
+            context = context._replace(last_alone=True, one_query=True)
         hidden_RD, key_and_value = block(hparams, hidden_RD, 'h%d' % layer, context, drop=drop,
                                          pasts=[past[2 * layer:2 * layer + 2] for past in pasts])
         present += key_and_value
@@ -198,35 +197,30 @@ def transform(hparams, tokens, pasts=(), drop=no_dropout, sampling=False):
 # batch: how many texts
 # position_T: the new tokens' places in the text
 # lengths: int32 [pieces], how many tokens attention finds in each piece
-# one_token: whether T is, for sure, 1
-# qkv_shape: for what the queries, keys and values are cut out of: [B, T, 3, H, K], or with one_token [B, 3, H, T, K]
+# qkv_shape: for what the queries, keys and values are cut out of, [B, T, 3, H, K]
 # heads_shape, mixed_shape: of what goes into attention, [G, T, K], and for what comes out of it, [B, H, T, K]
 # mask_TS: of attention, as causal_mask() makes it
 # last_alone: whether only the last position goes on behind attention
 # one_query: bool, or bool scalar, whether attention has one query a text
-# pieces_in, pieces_out: of the products before and behind attention, as pieces_of() makes them
+# n_shares: into how many the work is cut; training and scoring have work enough for all cores in each operation
 Context = namedtuple(
-    'Context', 'batch position_T lengths one_token qkv_shape heads_shape mixed_shape mask_TS last_alone one_query '
-               'pieces_in pieces_out')
+    'Context', 'batch position_T lengths qkv_shape heads_shape mixed_shape mask_TS last_alone one_query n_shares')
 
 
-def context_of(hparams, tokens_BT, n_pasts=(), sampling=False):
-    """The Context of new tokens. n_pasts: the lengths of the pieces of the past.  sampling: as transform() takes it."""
+def context_of(hparams, tokens_BT, n_pasts=()):
+    """The Context of new tokens. n_pasts: the lengths of the pieces of the past."""
     batch, n_new = sizes(tokens_BT)
     position_T = sum(n_pasts) + tf.range(n_new)
-    pieces = pieces_of(batch * n_new, sampling)
-    one_token = isinstance(n_new, int) and n_new == 1
     n_head, head_size = hparams.n_head, hparams.n_embd // hparams.n_head
     return Context(
         batch=batch, position_T=position_T,
         lengths=tf.stack(list(n_pasts[:-1]) + [sum(n_pasts[-1:]) + n_new]),
-        one_token=one_token,
-        qkv_shape=tf.stack([batch, 3, n_head, 1, head_size] if one_token else [batch, n_new, 3, n_head, head_size]),
+        qkv_shape=tf.stack([batch, n_new, 3, n_head, head_size]),
         heads_shape=tf.stack([batch * n_head, n_new, head_size]),
         mixed_shape=tf.stack([batch, n_head, n_new, head_size]),
         mask_TS=causal_mask(position_T), last_alone=False,
-        one_query=one_token if isinstance(n_new, int) or not n_pasts else tf.equal(n_new, 1),
-        pieces_in=pieces, pieces_out=pieces)
+        one_query=n_new == 1 if isinstance(n_new, int) else bool(n_pasts) and tf.equal(n_new, 1),
+        n_shares=n_shares() if n_pasts else 1)
 
 
 def embed(hparams, tokens_BT, context):
@@ -268,35 +262,34 @@ def block(hparams, hidden_RD, scope, context, *, pasts=(), drop=no_dropout):
 def attention(hparams, x_RD, scope, context, *, pasts=(), drop=no_dropout):
     """Masked multi-head self-attention (Vaswani et al. 2017, section 3.2) over the pieces of the past and the new tokens."""
     with tf.variable_scope(scope):
-        q_GTK, *present = heads(linear(x_RD, 'c_attn', 3 * hparams.n_embd, context.pieces_in), context)
+        q_GTK, *present = heads(linear(x_RD, 'c_attn', 3 * hparams.n_embd, context.n_shares), context)
         newest = [tf.concat([past, new], axis=-2) for past, new in zip(pasts[-1], present)] if pasts else present
         k_pieces, v_pieces = zip(*list(pasts[:-1]) + [newest])
         if context.last_alone:
             q_GTK = q_GTK[:, -1:]
         q_GTK /= math.sqrt(hparams.n_embd // hparams.n_head)
         n_rows = context.batch if context.one_query is True else -1
-        n_shares = context.pieces_in.at_once
 
         def mixed(one_query):
-            q_shares = shares(q_GTK, 0, n_shares)
-            k_shares, v_shares = [zip(*[shares(x_GSK, 0, n_shares) for x_GSK in pieces]) for pieces in (k_pieces, v_pieces)]
+            q_shares = shares(q_GTK, 0, context.n_shares)
+            k_shares, v_shares = [zip(*[shares(x_GSK, 0, context.n_shares) for x_GSK in pieces])
+                                  for pieces in (k_pieces, v_pieces)]
             mixed_GTK = tf.concat([mix(*share, context, one_query, drop) for share in zip(q_shares, k_shares, v_shares)], axis=0)
-            if not one_query:
-                mixed_GTK = tf.transpose(tf.reshape(mixed_GTK, context.mixed_shape), [0, 2, 1, 3])
+            if not one_query:  # put the heads of each token side by side; where there is but one token, they are
+                mixed_GTK = tf.concat(tf.unstack(tf.reshape(mixed_GTK, context.mixed_shape), axis=1), axis=-1)
             return tf.reshape(mixed_GTK, [n_rows, hparams.n_embd])
 
         if isinstance(context.one_query, bool):
             mixed_RD = mixed(context.one_query)
         else:
             mixed_RD = tf.cond(context.one_query, lambda: mixed(True), lambda: mixed(False))
-        return linear(mixed_RD, 'c_proj', hparams.n_embd, context.pieces_out, residual_stddev(hparams)), present
+        return linear(mixed_RD, 'c_proj', hparams.n_embd, context.n_shares, residual_stddev(hparams)), present
 
 
 def heads(qkv_RN, context):
     """The queries, keys and values of the new tokens, each float32 [G, T, K]."""
-    qkv = tf.reshape(qkv_RN, context.qkv_shape)
-    qkv = tf.unstack(qkv, axis=1) if context.one_token else tf.unstack(tf.transpose(qkv, [2, 0, 3, 1, 4]))
-    return [tf.reshape(x, context.heads_shape) for x in qkv]
+    qkv = tf.unstack(tf.reshape(qkv_RN, context.qkv_shape), axis=2)
+    return [tf.reshape(tf.transpose(x_BTHK, [0, 2, 1, 3]), context.heads_shape) for x_BTHK in qkv]
 
 
 def mix(q_GTK, k_pieces, v_pieces, context, one_query, drop):
@@ -320,8 +313,8 @@ def mix(q_GTK, k_pieces, v_pieces, context, one_query, drop):
 def feed_forward(hparams, x_RD, scope, context):
     """Two layers, four times as wide in between."""
     with tf.variable_scope(scope):
-        wide_RN = linear(x_RD, 'c_fc', 4 * hparams.n_embd, context.pieces_out)
-        return linear(wide_RN, 'c_proj', hparams.n_embd, context.pieces_out, residual_stddev(hparams), activation=gelu)
+        wide_RN = linear(x_RD, 'c_fc', 4 * hparams.n_embd, context.n_shares)
+        return linear(wide_RN, 'c_proj', hparams.n_embd, context.n_shares, residual_stddev(hparams), activation=gelu)
 
 
 def gelu(x):
@@ -342,14 +335,14 @@ def layer_norm(x_RD, scope):
     return centred_RD * tf.rsqrt(variance_R1 + 1e-5) * gain_D + bias_D
 
 
-def linear(x_RN, scope, width, pieces, stddev=0.02, activation=None):
-    """x times a matrix plus a bias: [R, width]. pieces, activation: as product() takes them."""
+def linear(x_RN, scope, width, n_shares, stddev=0.02, activation=None):
+    """x times a matrix plus a bias: [R, width]. n_shares, activation: as product() takes them."""
     with tf.variable_scope(scope):
         n_in = x_RN.shape.as_list()[-1]
         # The checkpoint's shape has a leading 1: OpenAI wrote the product as a convolution of width 1.
         weight_1NN = tf.get_variable('w', [1, n_in, width], initializer=tf.random_normal_initializer(stddev=stddev))
         bias_N = tf.get_variable('b', [width], initializer=tf.zeros_initializer())
-    return tf.nn.bias_add(product(x_RN, weight_1NN, pieces, activation), bias_N)
+    return tf.nn.bias_add(product(x_RN, weight_1NN, n_shares, activation), bias_N)
 
 
 def residual_stddev(hparams):

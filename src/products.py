@@ -1,34 +1,30 @@
-"""Products of rows with the weights as the release lays them out, in the forms in which TensorFlow reads these fastest.
+"""Products of rows with the weights as the release lays them out, in the forms in which TensorFlow multiplies fastest.
 
-Sampling reads every weight for each token and multiplies it with a row or a few: reading is what takes the time. The forms
-differ by rounding alone. `make bench` measures them.
+Sampling reads every weight for each token and multiplies it with a row or a few: reading is what takes the time. Without a
+GPU, the work on a token is cut into shares, operations that run at the same time: to divide each operation among the cores
+takes TensorFlow 2.x longer, and 1.x would do a product of one row on one core. The forms differ by rounding alone. `make
+bench` measures them.
 
-R rows  N, M any width  P pieces
+R rows  N, M any width
 """
-from collections import namedtuple
 import os
 import platform
 
 from tf1 import tf
 
-AT_ONCE = 2  # shares of the work at the same time while sampling with oneDNN, which would divide each operation at more cost
-PIECES = 4  # of a product of one row, so that no core is idle: TensorFlow 1.x would do the whole on one
+MOST_SHARES = 4  # so many cores read as much as the memory gives, and the more shares, the larger is the graph
 BLOCKS = 32  # of a product with many rows of weights: it is short then, and its output in the cache
 ALIGNED = 16  # numbers: a weight whose rows begin at multiples of 64 bytes takes three quarters of the time for many rows of x
 
-# How product() cuts the sum:
-# at_once: into how many shares, each multiplied by an operation of its own, all at the same time
-# batch_shape: [P, R, N / P], the shape of x as a batch for one operation; None: it is not cut
-Pieces = namedtuple('Pieces', 'at_once batch_shape')
+
+def n_cores():
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
-def pieces_of(n_rows, sampling=False):
-    """The Pieces for an x of n_rows, a number or a tensor. sampling: whether it is for one token after the other."""
-    if on_onednn():
-        return Pieces(AT_ONCE if sampling else 1, None)
-    if isinstance(n_rows, int):
-        return Pieces(1, [PIECES, 1, -1] if n_rows == 1 else None)  # several rows are work enough for all cores
-    return Pieces(1, tf.stack([tf.where(tf.equal(n_rows, 1), PIECES, 1), n_rows, -1]))
+def n_shares():
+    """Into how many shares the work on a token is cut: one for each core, or all of it for a GPU."""
+    return 1 if on_gpu() else min(n_cores(), MOST_SHARES)
 
 
 def shares(x, axis, n):
@@ -40,23 +36,18 @@ def shares(x, axis, n):
     return tf.split(x, [size - size // n * (n - 1)] + [size // n] * (n - 1), axis=axis, num=n)
 
 
-def product(x_RN, weight_1NM, pieces, activation=None):
+def product(x_RN, weight_1NM, n=1, activation=None):
     """x times weight: float32 [R, M].
 
-    pieces: as pieces_of() gives it for these rows.  activation: a function of each number alone that x passes through first.
+    n: how many shares of the sum are made at the same time.  activation: a function of each number of x that comes first.
     """
     activation = activation or (lambda x: x)
     _, n_in, width = weight_1NM.shape.as_list()
-    if pieces.at_once > 1 and n_in % pieces.at_once == 0:
-        with tf.control_dependencies(None):  # outside of the loop
-            weights = tf.unstack(tf.reshape(weight_1NM, [pieces.at_once, -1, width]))
-        x_shares = shares(x_RN, -1, pieces.at_once)
-        return tf.add_n([tf.matmul(activation(share_RN), weight_NM) for share_RN, weight_NM in zip(x_shares, weights)])
-    x_RN = activation(x_RN)
-    if pieces.batch_shape is None or n_in % PIECES:
-        return tf.matmul(x_RN, tf.squeeze(weight_1NM, axis=0))
-    weight_PNM = tf.reshape(weight_1NM, [pieces.batch_shape[0], -1, width])
-    return tf.reduce_sum(tf.matmul(tf.reshape(x_RN, pieces.batch_shape), weight_PNM), axis=0)
+    if n == 1 or n_in % n:
+        return tf.matmul(activation(x_RN), tf.squeeze(weight_1NM, axis=0))
+    with tf.control_dependencies(None):  # outside of the loop
+        weights = tf.unstack(tf.reshape(weight_1NM, [n, -1, width]))
+    return tf.add_n([tf.matmul(activation(share_RN), share_NM) for share_RN, share_NM in zip(shares(x_RN, -1, n), weights)])
 
 
 def product_with_rows(x_RN, weight_MN, n_texts=None):
@@ -72,7 +63,7 @@ def product_with_rows(x_RN, weight_MN, n_texts=None):
                 nothing_MN = tf.zeros([-n_rows % ALIGNED, x_RN.shape.as_list()[-1]])
                 weight_MN = tf.concat([weight_MN, nothing_MN], axis=0)  # tf.pad takes four times as long
             weight_1NM = tf.transpose(weight_MN)[None]
-        return product(x_RN, weight_1NM, pieces_of(n_texts, sampling=True))[:, :n_rows]
+        return product(x_RN, weight_1NM, n_shares())[:, :n_rows]
     ends = [n_rows * i // BLOCKS for i in range(BLOCKS + 1)]
     blocks = tf.split(weight_MN, [end - begin for begin, end in zip(ends, ends[1:]) if end > begin])
     return tf.transpose(tf.concat([tf.matmul(block_MN, x_RN, transpose_b=True) for block_MN in blocks], axis=0))
@@ -90,6 +81,10 @@ def batched_product(a_BTN, b_BNM, one_row, transpose_b=False):
 
 def on_onednn():
     """Whether oneDNN multiplies: in TensorFlow 2.x on x86 without a GPU, unless it is switched off."""
-    return (hasattr(tf, 'config') and hasattr(tf.config, 'list_physical_devices')
-            and platform.machine() in ('x86_64', 'AMD64') and os.environ['TF_ENABLE_ONEDNN_OPTS'] != '0'
-            and not tf.config.list_physical_devices('GPU'))
+    return (not tf.__version__.startswith('1.') and platform.machine() in ('x86_64', 'AMD64')
+            and os.environ['TF_ENABLE_ONEDNN_OPTS'] != '0' and not on_gpu())
+
+
+def on_gpu():
+    """Whether there is a GPU, or for TensorFlow 1.x, which would take all of its memory to find out, whether it could use one."""
+    return tf.test.is_built_with_cuda() if tf.__version__.startswith('1.') else bool(tf.config.list_physical_devices('GPU'))

@@ -330,17 +330,11 @@ def test_a_save_that_breaks_off_leaves_a_whole_model(network, save, tmp_path, mo
 
 # session
 
-@pytest.mark.skipif(not hasattr(os, 'sched_getaffinity'), reason='this system does not say which cores a process may use')
-@pytest.mark.parametrize('cores', [{0}, {1, 3}, set(range(8))], ids=len)
-def test_shares_of_the_work_get_equal_parts_of_the_cores(monkeypatch, cores):
-    """In a session for sampling where oneDNN multiplies. Everywhere else TensorFlow decides."""
+@pytest.mark.parametrize('n_cores, n_shares, expected', [(2, 2, (2, 1)), (9, 4, (4, 2)), (1, 1, (0, 0)), (8, 1, (0, 0))])
+def test_the_shares_of_the_work_get_equal_parts_of_the_cores(monkeypatch, n_cores, n_shares, expected):
+    """In a session for sampling. Where the work is not cut, and in every other session, TensorFlow decides (0)."""
     monkeypatch.setattr(tf, 'Session', lambda config: config)
-    monkeypatch.setattr(os, 'sched_getaffinity', lambda process: cores)
-    for onednn, sampling in ((True, True), (True, False), (False, True)):
-        monkeypatch.setattr(products, 'on_onednn', lambda: onednn)
-        config = checkpoint.session(sampling=sampling)
-        threads = config.inter_op_parallelism_threads, config.intra_op_parallelism_threads
-        if onednn and sampling:
-            assert threads == (products.AT_ONCE, max(1, len(cores) // products.AT_ONCE))
-        else:
-            assert threads == (0, 0)
+    monkeypatch.setattr(products, 'n_cores', lambda: n_cores)
+    monkeypatch.setattr(products, 'n_shares', lambda: n_shares)
+    for config, threads in ((checkpoint.session(sampling=True), expected), (checkpoint.session(), (0, 0))):
+        assert (config.inter_op_parallelism_threads, config.intra_op_parallelism_threads) == threads

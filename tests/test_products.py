@@ -1,4 +1,6 @@
 """products.py against NumPy: whatever form is chosen, it is the product."""
+import os
+
 import numpy as np
 import pytest
 
@@ -10,30 +12,37 @@ def random(*shape):
     return np.random.RandomState(len(shape)).standard_normal(shape).astype(np.float32)
 
 
-@pytest.mark.parametrize('known', [True, False])
 @pytest.mark.parametrize('n_rows', [1, 2, 7])
 @pytest.mark.parametrize('n_in, width', [(8, 5), (1, 1), (6, 3), (64, 192)])
-@pytest.mark.parametrize('onednn', [True, False])
-@pytest.mark.parametrize('sampling', [True, False])
-def test_product_is_the_product(sess, monkeypatch, sampling, onednn, n_in, width, n_rows, known):
-    """Of one row and of several; the number of rows in the graph or not; cut into pieces, and where it cannot be cut."""
-    monkeypatch.setattr(products, 'on_onednn', lambda: onednn)
+@pytest.mark.parametrize('n', [1, 2, 3, 4])
+def test_product_is_the_product(sess, n, n_in, width, n_rows):
+    """Of one row and of several; in shares, and where it cannot be cut."""
     x, weight = random(n_rows, n_in), random(1, n_in, width)
-    x_RN = tf.placeholder(tf.float32, [n_rows if known else None, n_in])
-    pieces = products.pieces_of(n_rows if known else tf.shape(x_RN)[0], sampling)
-    found = sess.run(products.product(x_RN, tf.constant(weight), pieces), {x_RN: x})
-    np.testing.assert_allclose(found, x.astype(np.float64) @ weight[0], rtol=1e-5, atol=1e-5)
+    for activation, activated in ((None, x), (tf.nn.relu, np.maximum(x, 0))):
+        found = sess.run(products.product(tf.constant(x), tf.constant(weight), n, activation))
+        np.testing.assert_allclose(found, activated.astype(np.float64) @ weight[0], rtol=1e-5, atol=1e-5)
 
 
-def test_pieces_run_at_the_same_time(sess, monkeypatch):
-    """Where oneDNN multiplies for one token after the other: each is an operation that waits for no other, the weights as they are."""
-    monkeypatch.setattr(products, 'on_onednn', lambda: True)
-    weight_1NM = tf.constant(random(1, 8, 3))
-    products.product(tf.zeros([2, 8]), weight_1NM, products.pieces_of(2, sampling=True))
+def test_shares_are_multiplied_at_the_same_time(sess):
+    """Each is an operation that waits for no other, and comes with its part of the weights, cut outside of the loop."""
+    weight_1NM = tf.constant(random(1, 8, 8))
+    tf.while_loop(lambda x_RN: tf.reduce_sum(x_RN) > 0, lambda x_RN: products.product(x_RN, weight_1NM, 2), [tf.zeros([2, 8])])
     operations = tf.get_default_graph().get_operations()
-    assert [operation.inputs[1].shape.as_list() for operation in operations if operation.type == 'MatMul'] == [
-        [8 // products.AT_ONCE, 3]] * products.AT_ONCE
-    assert 'Transpose' not in {operation.type for operation in operations}
+    inputs = [operation.inputs for operation in operations if operation.type == 'MatMul']
+    assert [x_RN.op.type for x_RN, _ in inputs] == ['Split'] * 2 or [x_RN.op.type for x_RN, _ in inputs] == ['SplitV'] * 2
+    assert [share_NM.op.type for _, share_NM in inputs] == ['Enter'] * 2
+    assert [share_NM.shape.as_list() for _, share_NM in inputs] == [[4, 8]] * 2
+
+
+@pytest.mark.skipif(not hasattr(os, 'sched_getaffinity'), reason='this system does not say which cores a process may use')
+@pytest.mark.parametrize('n_cores, n_shares', [(1, 1), (2, 2), (64, products.MOST_SHARES)])
+def test_every_core_has_a_share(monkeypatch, n_cores, n_shares):
+    """Up to a number; a GPU has all of the work."""
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda process: set(range(n_cores)))
+    monkeypatch.setattr(products, 'on_gpu', lambda: False)
+    assert products.n_shares() == n_shares
+    monkeypatch.setattr(products, 'on_gpu', lambda: True)
+    assert products.n_shares() == 1
 
 
 on_onednn = pytest.mark.skipif(tf.__version__.startswith('1.'), reason='TensorFlow 1.x has no oneDNN')
@@ -44,6 +53,7 @@ on_onednn = pytest.mark.skipif(tf.__version__.startswith('1.'), reason='TensorFl
 def test_a_weight_of_many_rows_is_copied_once_and_outside_of_the_loop(sess, monkeypatch, n_texts, width):
     """For several texts with room at the end, so that each row begins where reading it is fast."""
     monkeypatch.setattr(products, 'on_onednn', lambda: True)
+    monkeypatch.setattr(products, 'n_shares', lambda: 2)
     weight_MN = tf.constant(random(20, 8))
     tf.while_loop(lambda x_RN: tf.reduce_sum(x_RN) > 0,
                   lambda x_RN: products.product_with_rows(x_RN, weight_MN, n_texts)[:, :8], [tf.zeros([2, 8])])
@@ -51,8 +61,8 @@ def test_a_weight_of_many_rows_is_copied_once_and_outside_of_the_loop(sess, monk
     copy, = [operation for operation in operations if operation.type == 'Transpose']
     assert copy.outputs[0].shape.as_list() == [8, width]
     enters = [operation.inputs[1].op for operation in operations if operation.type == 'MatMul']
-    assert [enter.type for enter in enters] == ['Enter'] * products.AT_ONCE  # what is multiplied comes into the loop
-    assert all(enter.inputs[0].shape.as_list() == [8 // products.AT_ONCE, width] for enter in enters)
+    assert [enter.type for enter in enters] == ['Enter'] * 2  # what is multiplied comes into the loop
+    assert all(enter.inputs[0].shape.as_list() == [4, width] for enter in enters)
 
 
 @pytest.mark.parametrize('n_texts', [None, 1, 3])
@@ -91,32 +101,9 @@ def test_shares_are_the_whole(sess, size, n, known):
         np.testing.assert_array_equal(np.concatenate(found, axis=axis), x)
 
 
-@pytest.mark.parametrize('onednn', [True, False])
-def test_an_activation_comes_before_the_product(sess, monkeypatch, onednn):
-    monkeypatch.setattr(products, 'on_onednn', lambda: onednn)
-    x, weight = random(1, 8), random(1, 8, 3)
-    pieces = products.pieces_of(1, sampling=True)
-    found = sess.run(products.product(tf.constant(x), tf.constant(weight), pieces, activation=tf.nn.relu))
-    np.testing.assert_allclose(found, np.maximum(x, 0) @ weight[0], rtol=1e-5, atol=1e-5)
-
-
-def test_only_one_row_is_cut(sess, monkeypatch):
-    """Into products of a part of the weights each, which cores can share; oneDNN shares a product among them by itself."""
-    monkeypatch.setattr(products, 'on_onednn', lambda: False)
-    x_RN = tf.placeholder(tf.float32, [None, 8])
-    pieces = products.pieces_of(tf.shape(x_RN)[0])
-    for n_rows, n_pieces in ((1, products.PIECES), (2, 1), (100, 1)):
-        assert sess.run(pieces.batch_shape, {x_RN: np.zeros([n_rows, 8])}).tolist() == [n_pieces, n_rows, -1]
-    assert products.pieces_of(1).batch_shape == [products.PIECES, 1, -1]
-    assert products.pieces_of(2).batch_shape is None
-    monkeypatch.setattr(products, 'on_onednn', lambda: True)
-    assert products.pieces_of(1) == products.pieces_of(tf.shape(x_RN)[0]) == (1, None)
-
-
-def test_the_gradient_of_a_cut_product(sess, monkeypatch):
-    monkeypatch.setattr(products, 'on_onednn', lambda: False)
+def test_the_gradient_of_a_cut_product(sess):
     x_RN, weight_1NM = tf.constant(random(1, 8)), tf.constant(random(1, 8, 3))
-    loss = tf.reduce_sum(tf.square(products.product(x_RN, weight_1NM, products.pieces_of(tf.shape(x_RN)[0]))))
+    loss = tf.reduce_sum(tf.square(products.product(x_RN, weight_1NM, 4)))
     plain = tf.reduce_sum(tf.square(tf.matmul(x_RN, weight_1NM[0])))
     for ours, theirs in zip(*sess.run([tf.gradients(loss, [x_RN, weight_1NM]), tf.gradients(plain, [x_RN, weight_1NM])])):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)

@@ -354,14 +354,12 @@ def test_rows_that_have_ended_leave_the_batch(sess, monkeypatch):
     assert sum(rows_read) <= 1.5 * n_alive
 
 
-@pytest.mark.skipif(tf.__version__.startswith('1.'), reason='TensorFlow 1.x has no oneDNN')
 @pytest.mark.parametrize('n_prompt', [1, 3])
-@pytest.mark.parametrize('n_texts, n_head', [(1, 2), (3, 2), (1, 1), (1, 4)])
-def test_tokens_are_the_same_in_shares(sess, monkeypatch, n_texts, n_head, n_prompt):
-    """And a copied vocabulary, where oneDNN multiplies many times for a known number of texts; also when but one row is left,
-    and a share has no head at all."""
-    monkeypatch.setattr(products, 'on_onednn', lambda: True)
-    hparams, weights = random_model(n_layer=2, n_ctx=32, n_head=n_head)
+@pytest.mark.parametrize('n_texts, n_head, n_shares', [(1, 2, 2), (3, 2, 4), (1, 1, 2), (1, 4, 3)])
+def test_tokens_are_the_same_in_shares(sess, monkeypatch, n_texts, n_head, n_shares, n_prompt):
+    """And with a copied vocabulary, where oneDNN multiplies; when but one row is left; when a share has no head at all."""
+    monkeypatch.setattr(products, 'n_cores', lambda: n_shares)
+    hparams, weights = random_model(n_layer=2, n_ctx=32, n_embd=12, n_head=n_head)
     plain_sample = plain_sampler(sess, hparams, weights)
     draws = np.random.RandomState(2).random_sample([n_texts, 20])
     prompts = [[3, 1, 4], [1, 5, 9], [2, 6, 5]]
