@@ -268,12 +268,12 @@ def attention(hparams, x_RD, scope, context, *, pasts=(), drop=no_dropout):
         if context.last_alone:
             q_GTK = q_GTK[:, -1:]
         q_GTK /= math.sqrt(hparams.n_embd // hparams.n_head)
+        q_shares = shares(q_GTK, 0, context.n_shares)
+        k_shares, v_shares = [list(zip(*[shares(x_GSK, 0, context.n_shares) for x_GSK in pieces]))
+                              for pieces in (k_pieces, v_pieces)]
         n_rows = context.batch if context.one_query is True else -1
 
         def mixed(one_query):
-            q_shares = shares(q_GTK, 0, context.n_shares)
-            k_shares, v_shares = [zip(*[shares(x_GSK, 0, context.n_shares) for x_GSK in pieces])
-                                  for pieces in (k_pieces, v_pieces)]
             mixed_GTK = tf.concat([mix(*share, context, one_query, drop) for share in zip(q_shares, k_shares, v_shares)], axis=0)
             if not one_query:  # put the heads of each token side by side; where there is but one token, they are
                 mixed_GTK = tf.concat(tf.unstack(tf.reshape(mixed_GTK, context.mixed_shape), axis=1), axis=-1)

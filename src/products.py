@@ -32,6 +32,8 @@ def shares(x, axis, n):
     if n == 1:
         return [x]
     known = x.shape.as_list()[axis]
+    if known is not None and known % n == 0:
+        return tf.split(x, n, axis=axis)
     size = tf.shape(x)[axis] if known is None else known
     return tf.split(x, [size - size // n * (n - 1)] + [size // n] * (n - 1), axis=axis, num=n)
 

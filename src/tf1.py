@@ -32,7 +32,8 @@ def _import_tensorflow():
     except ImportError:  # 1.12 is graph mode already, and its tf.compat has no v1
         import tensorflow
     finally:
-        getattr(gc, 'freeze', lambda: None)()  # nor look again later on; Python 3.7 has it
+        # Nor look again later on, or before Python 3.7 hardly ever.
+        getattr(gc, 'freeze', lambda: gc.set_threshold(*gc.get_threshold()[:2] + (1000,)))()
         gc.enable()
     return tensorflow
 
@@ -46,6 +47,9 @@ if _quiet:
     with _without_stderr():
         tf = _import_tensorflow()
     tf.logging.set_verbosity(tf.logging.ERROR)
+    if not hasattr(tf, 'disable_v2_behavior'):  # 1.12 would look for what it must not say, a tenth of the time a graph takes
+        from tensorflow.python.util import deprecation
+        deprecation.silence().__enter__()
 else:
     tf = _import_tensorflow()
 if hasattr(tf, 'disable_v2_behavior'):
