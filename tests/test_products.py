@@ -36,13 +36,16 @@ def test_shares_are_multiplied_at_the_same_time(sess):
 
 @pytest.mark.skipif(not hasattr(os, 'sched_getaffinity'), reason='this system does not say which cores a process may use')
 @pytest.mark.parametrize('n_cores, n_shares', [(1, 1), (2, 2), (64, products.MOST_SHARES)])
-def test_every_core_has_a_share(monkeypatch, n_cores, n_shares):
-    """Up to a number; a GPU has all of the work."""
+@pytest.mark.parametrize('gpus', [[], ['GPU:0']])
+def test_every_core_has_a_share(monkeypatch, gpus, n_cores, n_shares):
+    """Up to a number; a GPU has all of the work, and oneDNN none."""
     monkeypatch.setattr(os, 'sched_getaffinity', lambda process: set(range(n_cores)))
-    monkeypatch.setattr(products, 'on_gpu', lambda: False)
-    assert products.n_shares() == n_shares
-    monkeypatch.setattr(products, 'on_gpu', lambda: True)
-    assert products.n_shares() == 1
+    if tf.__version__.startswith('1.'):
+        monkeypatch.setattr(tf.test, 'is_built_with_cuda', lambda: bool(gpus))
+    else:
+        monkeypatch.setattr(tf.config, 'list_physical_devices', lambda kind: gpus)
+    assert products.n_shares() == (1 if gpus else n_shares)
+    assert not (gpus and products.on_onednn())
 
 
 on_onednn = pytest.mark.skipif(tf.__version__.startswith('1.'), reason='TensorFlow 1.x has no oneDNN')
