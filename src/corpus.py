@@ -224,9 +224,16 @@ def _map_chunks(encoder, chunks, processes):
         for chunk in chunks:
             pending.append(pool.apply_async(_work, (chunk,)))
             if len(pending) > 2 * processes:
-                yield pending.popleft().get()
+                yield _result(pending.popleft())
         while pending:
-            yield pending.popleft().get()
+            yield _result(pending.popleft())
+
+
+def _result(promise):
+    """What a worker returns. A Ctrl-C that comes just as a wait begins is heard at its end: hence many short ones."""
+    while not promise.ready():
+        promise.wait(timeout=1)
+    return promise.get()
 
 
 def _encode_chunk(encoder, chunk):
