@@ -335,14 +335,14 @@ def layer_norm(x_RD, scope):
     return centred_RD * tf.rsqrt(variance_R1 + 1e-5) * gain_D + bias_D
 
 
-def linear(x_RN, scope, width, n_shares, stddev=0.02, activation=None):
-    """x times a matrix plus a bias: [R, width]. n_shares, activation: as product() takes them."""
+def linear(x_RN, scope, width, n, stddev=0.02, activation=None):
+    """x times a matrix plus a bias: [R, width]. n, activation: as product() takes them."""
     with tf.variable_scope(scope):
         n_in = x_RN.shape.as_list()[-1]
         # The checkpoint's shape has a leading 1: OpenAI wrote the product as a convolution of width 1.
         weight_1NN = tf.get_variable('w', [1, n_in, width], initializer=tf.random_normal_initializer(stddev=stddev))
         bias_N = tf.get_variable('b', [width], initializer=tf.zeros_initializer())
-    return tf.nn.bias_add(product(x_RN, weight_1NN, n_shares, activation), bias_N)
+    return tf.nn.bias_add(product(x_RN, weight_1NN, n, activation), bias_N)
 
 
 def residual_stddev(hparams):

@@ -31,10 +31,11 @@ def shares(x, axis, n):
     """x in n parts along an axis, of the same size but for the first, which has what is left over as well."""
     if n == 1:
         return [x]
-    known = x.shape.as_list()[axis]
-    if known is not None and known % n == 0:
+    size = x.shape.as_list()[axis]
+    if size is None:
+        size = tf.shape(x)[axis]
+    elif size % n == 0:
         return tf.split(x, n, axis=axis)
-    size = tf.shape(x)[axis] if known is None else known
     return tf.split(x, [size - size // n * (n - 1)] + [size // n] * (n - 1), axis=axis, num=n)
 
 

@@ -49,7 +49,7 @@ if _quiet:
     tf.logging.set_verbosity(tf.logging.ERROR)
     if not hasattr(tf, 'disable_v2_behavior'):  # 1.12 would look for what it must not say, a tenth of the time a graph takes
         from tensorflow.python.util import deprecation
-        deprecation.silence().__enter__()
+        deprecation._PRINT_DEPRECATION_WARNINGS = False  # its public way, silence(), is for a while
 else:
     tf = _import_tensorflow()
 if hasattr(tf, 'disable_v2_behavior'):

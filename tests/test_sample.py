@@ -354,10 +354,12 @@ def test_rows_that_have_ended_leave_the_batch(sess, monkeypatch):
     assert sum(rows_read) <= 1.5 * n_alive
 
 
+@pytest.mark.parametrize('onednn', [True, False] if hasattr(tf, 'raw_ops') else [False])
 @pytest.mark.parametrize('n_prompt', [1, 3])
 @pytest.mark.parametrize('n_texts, n_head, n_shares', [(1, 2, 2), (3, 2, 4), (1, 1, 2), (1, 4, 3)])
-def test_tokens_are_the_same_in_shares(sess, monkeypatch, n_texts, n_head, n_shares, n_prompt):
+def test_tokens_are_the_same_in_shares(sess, monkeypatch, n_texts, n_head, n_shares, n_prompt, onednn):
     """And with a copied vocabulary, where oneDNN multiplies; when but one row is left; when a share has no head at all."""
+    monkeypatch.setattr(products, 'on_onednn', lambda: onednn)
     monkeypatch.setattr(products, 'n_cores', lambda: n_shares)
     hparams, weights = random_model(n_layer=2, n_ctx=32, n_embd=12, n_head=n_head)
     plain_sample = plain_sampler(sess, hparams, weights)
