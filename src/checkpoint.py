@@ -3,6 +3,7 @@
 TensorFlow is imported inside the functions that need it: a script asks for the folder first, and a missing model
 answers at once.
 """
+import contextlib
 import json
 import os
 import re
@@ -99,8 +100,9 @@ def save(sess, folder, hparams, source, scope='model', step=None, keep=1):
     remove_old(os.path.join(folder, 'model.ckpt'), keep)
 
 
+@contextlib.contextmanager
 def session(sampling=False):
-    """A session that takes GPU memory as it needs it, and runs on the CPU what no GPU can.
+    """A session for a `with`: it takes GPU memory as it needs it, and runs on the CPU what no GPU can.
 
     sampling: whether it is for one token after the other. TensorFlow then does not look for a better graph first, which takes
         half a second and makes sampling no faster, and the shares of the work run at the same time, each on its part of the
@@ -115,7 +117,23 @@ def session(sampling=False):
         n = products.n_shares()
         if n > 1:
             config.inter_op_parallelism_threads, config.intra_op_parallelism_threads = n, products.n_cores() // n
-    return tf.Session(config=config)
+    sess = tf.Session(config=config)
+    with sess.as_default():
+        yield sess
+    sess.close()  # but not after Ctrl-C or an error: TensorFlow 1.12 would wait for a step that still runs
+
+
+@contextlib.contextmanager
+def out_of_memory(remedy):
+    """Where what is done in a block does not fit into memory, that is a ValueError: 'out of memory; ' and the remedy.
+
+    Not for blocks that write: TensorFlow gives a full disk the same name.
+    """
+    from tf1 import tf
+    try:
+        yield
+    except (MemoryError, tf.errors.ResourceExhaustedError):
+        raise ValueError('out of memory; ' + remedy)
 
 
 def model_variables(graph, scope='model'):
@@ -146,9 +164,8 @@ def restore_variables(sess, variables, prefix):
                 problems.append('%s has shape %s instead of %s' % (name, stored[name], shape))
         if problems:
             raise ValueError('the weights in %s.* do not fit hparams.json: %s' % (prefix, '; '.join(problems)))
-        saver(sess.graph, variables).restore(sess, prefix)
-    except tf.errors.ResourceExhaustedError:
-        raise
+        with out_of_memory('the weights in %s.* do not fit; free some, or take a smaller model' % prefix):
+            saver(sess.graph, variables).restore(sess, prefix)
     except (tf.errors.OpError, RuntimeError, IndexError) as error:  # the last two: of a damaged index, in TensorFlow 2
         raise ValueError('the weights in %s.* are truncated or corrupt (%s); delete these files and fetch them again'
                          % (prefix, type(error).__name__))

@@ -1,5 +1,9 @@
-"""A function as a command line: Fire reads its flags, and here is all else that a process owes the one who ran it."""
-import _thread
+"""A function as a command line: Fire reads its flags, and here is all else that a process owes the one who ran it.
+
+A script imports this module before any other, so that Ctrl-C and a missing package are answered while the others load.
+"""
+import interrupts  # before the others: from here on Ctrl-C has an answer
+
 import contextlib
 import functools
 import inspect
@@ -8,8 +12,6 @@ import os
 import re
 import sys
 
-import fire
-
 
 def run(function):
     """Call function with the flags of the command line, then end the process.
@@ -17,27 +19,47 @@ def run(function):
     function: or a dict {name: function}, of which the first argument names the one to call.
     Its parameters are the flags and its docstring is what --help shows. A value must be of its default's type, or of its
     annotation's where the default is None.
-    A flag that does not exist, ValueError, OSError and ImportError end in one line on stderr and status 1. Ctrl-C and a
-    pipe that nobody reads any more are no errors: status 0. Input and output are UTF-8 whatever the locale.
+    A flag that does not exist, ValueError, OSError, ImportError and MemoryError end in one line on stderr and status 1.
+    Ctrl-C, SIGTERM and a pipe that nobody reads any more are no errors: status 0. Input and output are UTF-8 whatever the
+    locale.
     """
-    speak_utf8()
+    prepare_process()
     status = 0
     try:
         function, arguments = choose(function, sys.argv[1:])
         positional, named = parse(function, arguments)
         function(*positional, **named)
         sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the last flush complains
-    except KeyboardInterrupt:
+    except (BrokenPipeError, KeyboardInterrupt):
         pass
-    except (ValueError, OSError, ImportError) as error:
-        print('%s: %s' % (os.path.basename(sys.argv[0]), error), file=sys.stderr)
+    except (ValueError, OSError, ImportError, MemoryError) as error:
+        print_error(error)
         status = 1
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(status)  # TensorFlow may be busy in a thread, and leaving in an orderly way would wait for it
+
+
+def print_error(error):
+    """Say on stderr, in one line, what went wrong, and for a package that is missing how to get it."""
+    message = ' '.join(str(error).split()) or type(error).__name__
+    if isinstance(error, ImportError) and message.startswith('No module named'):
+        message += ('; `make sample` sets up a virtual environment with all that is needed, and README.md, Installation, tells '
+                    'how to do it by hand')
+    print('%s: %s' % (os.path.basename(sys.argv[0]), message), file=sys.stderr)
+
+
+# What holds from the first import to the end of the process
+
+@functools.lru_cache(maxsize=None)  # once
+def prepare_process():
+    """UTF-8 streams, an answer for a package that is missing, and an end for Ctrl-C and SIGTERM."""
+    speak_utf8()
+    show_error = sys.excepthook
+    sys.excepthook = lambda kind, error, trace: (
+        print_error(error) if issubclass(kind, ImportError) else show_error(kind, error, trace))
+    interrupts.end_when_interrupted()
 
 
 def choose(functions, arguments):
@@ -66,8 +88,10 @@ def parse(function, arguments):
 
     Raises ValueError for what function does not take.
     """
+    import fire  # not before: it takes a quarter of a second
     calls = []
     parameters = inspect.signature(function).parameters
+    the_flags = 'the flags are %s (--help explains them)' % ' '.join('--' + name for name in parameters)
 
     @functools.wraps(function)
     def note(*positional, **named):
@@ -75,6 +99,8 @@ def parse(function, arguments):
 
     # Fire calls a function first and complains about flags that it does not have afterwards: so it calls a note-taker.
     asks_help = bool({'--help', '-h'} & set(arguments))
+    if '--' in arguments and not asks_help:  # what stands behind it would be Fire's own flags
+        raise ValueError('%r stands alone; %s' % ('--', the_flags))
     if not asks_help:  # where the note-taker's decoration would show
         as_typed = {name: str for name in parameters if kind_of(parameters[name]) is str}  # a model may be called 1e3
         note = fire.decorators.SetParseFns(**as_typed)(note)
@@ -84,13 +110,13 @@ def parse(function, arguments):
             fire.Fire(note, command=['--', '--help'] if asks_help else arguments)
     except fire.core.FireExit as end:
         if asks_help:
-            print(re.sub('\x1b\\[[0-9]*m', '', said.getvalue()))  # an older Fire sets words in bold, in files too
+            shown = re.sub('\x1b\\[[0-9]*m', '', said.getvalue())  # an older Fire sets words in bold, in files too
+            print(shown.replace('-h, --', '--'))  # -h is --help, whatever Fire says
             raise
-        raise ValueError('%s; the flags are %s (--help explains them)'
-                         % (end.trace.elements[-1].ErrorAsStr(), ' '.join('--' + name for name in parameters)))
+        raise ValueError('%s; %s' % (end.trace.elements[-1].ErrorAsStr(), the_flags))
     positional, named = calls[0]
-    check_types(function, positional, named)
-    return calls[0]
+    check_types(function, arguments, positional, named)
+    return positional, named
 
 
 def kind_of(parameter):
@@ -98,27 +124,38 @@ def kind_of(parameter):
     return type(parameter.default) if parameter.annotation is parameter.empty else parameter.annotation
 
 
-def check_types(function, positional, named):
-    """Raises ValueError for a value that is not of its parameter's type. A number passes for text: a model may be called 7."""
+def check_types(function, arguments, positional, named):
+    """Raises ValueError for a value that is not of its parameter's type. A number passes for text: a model may be called 7.
+
+    arguments: the words that spell the call. To a flag without a value Fire gives the word True.
+    """
     signature = inspect.signature(function)
     for name, value in signature.bind(*positional, **named).arguments.items():
         parameter = signature.parameters[name]
         if value is parameter.default:
             continue
         kind = kind_of(parameter)
-        wanted = {int: 'a whole number', float: 'a number', bool: 'True or False'}.get(kind)
-        fits = isinstance(value, (int, float) if kind is float else kind) if wanted else True
-        if not fits or (isinstance(value, bool) and wanted and kind is not bool):
+        wanted = {int: 'a whole number', float: 'a number', bool: 'True or False'}.get(kind, 'text')
+        if kind is not bool and str(value) == 'True' and not [word for word in arguments if word.endswith('True')]:
+            raise ValueError('--%s has no value; it must be %s' % (name, wanted))
+        if kind not in (int, float, bool):
+            continue
+        if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool) and kind is not bool:
             raise ValueError('--%s is %r; it must be %s' % (name, value, wanted))
+        if isinstance(value, int) and abs(value) >= 2 ** 63:
+            raise ValueError('--%s is %d; it must be %s of at most 18 digits' % (name, value, wanted))
 
 
 def speak_utf8():
-    """Make the standard streams UTF-8: a byte that is not becomes U+FFFD on the way in, a lone surrogate ? on the way out."""
+    """Make the standard streams UTF-8: a byte that is not becomes U+FFFD on the way in, a lone surrogate ? on the way out.
+
+    A byte order mark, with which Windows begins a file, is not part of the input.
+    """
     for name in ('stdin', 'stdout', 'stderr'):
-        if getattr(sys, name) is None:  # its descriptor is closed, and the lowest free one: this file gets it
+        if getattr(sys, name) is None:  # it is closed
             setattr(sys, name, open(os.devnull, 'r' if name == 'stdin' else 'w', encoding='utf-8'))
     if hasattr(sys.stdin, 'detach'):
-        sys.stdin = io.TextIOWrapper(sys.stdin.detach(), encoding='utf-8', errors='replace')
+        sys.stdin = io.TextIOWrapper(sys.stdin.detach(), encoding='utf-8-sig', errors='replace')
     for name in ('stdout', 'stderr'):
         stream = getattr(sys, name)
         if hasattr(stream, 'detach'):
@@ -126,22 +163,5 @@ def speak_utf8():
             setattr(sys, name, io.TextIOWrapper(stream.detach(), 'utf-8', 'replace', line_buffering=line_buffering))
 
 
-def wait_for(function, *positional, **named):
-    """What function returns, called in a thread: Ctrl-C is answered at once, where TensorFlow would hold it for minutes."""
-    outcome = {}
-    running = _thread.allocate_lock()
-    running.acquire()
-
-    def call():
-        try:
-            outcome['value'] = function(*positional, **named)
-        except BaseException as error:
-            outcome['error'] = error
-        running.release()
-
-    # Not threading.Thread nor an executor: a KeyboardInterrupt that comes inside their Python code may get lost.
-    _thread.start_new_thread(call, ())
-    running.acquire()
-    if 'error' in outcome:
-        raise outcome['error']
-    return outcome['value']
+if interrupts.is_script():
+    prepare_process()

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Print texts that a GPT-2 model makes up from nothing."""
+import flags  # first: it answers Ctrl-C while the others are loaded
 import checkpoint
 import encoder
-import flags
 
 
 def sample_model(model_name='117M', seed: int = None, nsamples=0, batch_size=1, length: int = None, temperature=1.0, top_k=0,
@@ -21,6 +21,8 @@ def sample_model(model_name='117M', seed: int = None, nsamples=0, batch_size=1, 
         stop_at_end: a sample ends where the model ends the text; without it, the model goes on with another text
         models_dir: folder of the models, looked for here and then in the repository
     """
+    if length is not None and length < 1:
+        raise ValueError('length is %d; it must be 1 or more tokens' % length)
     checkpoint.model_dir(model_name, models_dir)
     text_encoder = encoder.get_encoder(model_name, models_dir)
 
@@ -39,7 +41,7 @@ def sample_model(model_name='117M', seed: int = None, nsamples=0, batch_size=1, 
     with checkpoint.session(sampling=True) as sess:
         checkpoint.restore(sess, model_name, models_dir)
         for numbers in batches:
-            rows = flags.wait_for(sess.run, output, {
+            rows = sess.run(output, {
                 context: [[text_encoder.end_of_text]] * len(numbers),
                 draws: sample.random_draws(seed, numbers, length)})
             for number, row in zip(numbers, rows):

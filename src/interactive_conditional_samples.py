@@ -1,13 +1,19 @@
 #!/usr/bin/env python3
 """Read prompts and print how a GPT-2 model continues them."""
+import flags  # first: it answers Ctrl-C while the others are loaded
+
 import codecs
+import contextlib
+import itertools
 import sys
 
 import checkpoint
 import encoder
-import flags
+import interrupts
 
 PROMPT = 'Model prompt >>> '
+MOST_CHARACTERS = 2 ** 20  # of a prompt: more than any context holds
+MOST_BYTES_TYPED = 4095  # in a line that is typed without readline: the terminal throws the rest away
 
 
 def interact_model(model_name='117M', seed: int = None, nsamples=1, batch_size=1, length: int = None, temperature=1.0,
@@ -28,6 +34,8 @@ def interact_model(model_name='117M', seed: int = None, nsamples=1, batch_size=1
     """
     if nsamples < 1:
         raise ValueError('nsamples is %d; it must be 1 or more' % nsamples)
+    if length is not None and length < 1:
+        raise ValueError('length is %d; it must be 1 or more tokens' % length)
     checkpoint.model_dir(model_name, models_dir)
     text_encoder = encoder.get_encoder(model_name, models_dir)
 
@@ -49,11 +57,14 @@ def interact_model(model_name='117M', seed: int = None, nsamples=1, batch_size=1
                                     top_k=top_k, top_p=top_p, end_token=end_token, watch=live and live.show)
     with checkpoint.session(sampling=True) as sess:
         checkpoint.restore(sess, model_name, models_dir)
+        refused = []
         for n_prompts, prompt in enumerate(read_prompts(text_encoder, longest_prompt)):
-            for numbers in sample.batches(nsamples, batch_size):
+            if not prompt:
+                refused.append(n_prompts + 1)
+            for numbers in sample.batches(nsamples, batch_size) if prompt else ():
                 if live:
                     live.begin(numbers[0])
-                rows = flags.wait_for(sess.run, output, {
+                rows = sess.run(output, {
                     context: [prompt] * len(numbers),
                     draws: sample.random_draws(seed, [n_prompts * nsamples + number for number in numbers], length)})
                 for number, row in zip(numbers, rows):
@@ -63,6 +74,8 @@ def interact_model(model_name='117M', seed: int = None, nsamples=1, batch_size=1
                         print_header(number)
                         print(text_encoder.decode(sample.up_to_end(row[len(prompt):], end_token)), flush=True)
             print('=' * 80, flush=True)
+    if refused:
+        raise ValueError('lines without a sample: %s%s' % (', '.join(map(str, refused[:10])), ' ...' * (len(refused) > 10)))
 
 
 def print_header(number):
@@ -92,31 +105,60 @@ class LiveText:
 
 
 def read_prompts(text_encoder, longest):
-    """Yield the token ids of each prompt, until the input ends. What cannot be a prompt is answered and asked for again."""
-    while True:
+    """Yield the token ids of each prompt, until the input ends.
+
+    What cannot be a prompt is answered. On a terminal it is asked for again; in a file it counts, and yields [], so that
+    answers can be told to their lines.
+    """
+    for line in itertools.count(1):
         try:
             text = ask(PROMPT)
         except EOFError:
             return
         tokens = text_encoder.encode(text)
+        problem = None
         if not tokens:
-            print('The prompt is empty; type how the text begins.', file=sys.stderr)
+            problem = 'The prompt is empty; type how the text begins.'
         elif len(tokens) > longest:
-            print('The prompt has %d tokens, and %d fit before the sample. Shorten it, or start with a smaller --length.'
-                  % (len(tokens), longest), file=sys.stderr)
-        else:
+            problem = ('The prompt has %d tokens, and %d fit before the sample. Shorten it, or start with a smaller --length.'
+                       % (len(tokens), longest))
+        if problem is None:
             yield tokens
+        elif sys.stdin.isatty():
+            print(problem, file=sys.stderr)
+        else:
+            print('line %d: %s' % (line, problem), file=sys.stderr)
+            yield []
 
 
 def ask(question):
-    """A line of input. On a terminal it can be edited; otherwise the question goes to stderr, out of the samples' way."""
+    """A line of input. On a terminal it can be edited; otherwise the question goes to stderr, out of the samples' way.
+
+    Raises EOFError at the end of the input, ValueError for a line of more than MOST_CHARACTERS.
+    """
     if sys.stdin.isatty() and sys.stdout.isatty():
-        return input(question)
+        return edited_line(question)
     print(question, end='', file=sys.stderr, flush=True)
-    line = sys.stdin.readline()
+    line = sys.stdin.readline(MOST_CHARACTERS + 1)
     if not line:
         raise EOFError
+    if len(line) > MOST_CHARACTERS and not line.endswith('\n'):
+        raise ValueError('a prompt has more than %d characters; prompts stand one a line' % MOST_CHARACTERS)
+    if sys.stdin.isatty() and len(line.encode('utf-8')) > MOST_BYTES_TYPED:
+        print('The terminal cuts a line after %d bytes. Put the prompt into a file.' % MOST_BYTES_TYPED, file=sys.stderr)
+        return ask(question)
     return line.rstrip('\n')
+
+
+def edited_line(question):
+    """A line that is typed on a terminal, with the arrow keys and the lines before to edit it, where there is readline."""
+    with contextlib.suppress(ImportError):  # Windows edits lines by itself
+        import readline
+        for setting in ('convert-meta off', 'input-meta on', 'output-meta on',  # UTF-8 whatever the locale
+                        'enable-bracketed-paste off'):  # lines that are pasted are prompts, one a line, as in a file
+            readline.parse_and_bind('set ' + setting)
+    with interrupts.interruptible():  # the terminal is in a mode of readline's own, and has to be put back
+        return input(question)
 
 
 if __name__ == '__main__':

@@ -25,6 +25,7 @@ import checkpoint
 import corpus
 import encoder
 import flags
+import interrupts
 
 BETAS = 0.9, 0.95  # of Adam, as Brown et al. 2020 (arXiv:2005.14165), appendix B
 
@@ -384,7 +385,7 @@ class Run(object):
         """What the session gives for tensors. Raises ValueError if memory is short."""
         from tf1 import tf
         try:
-            return flags.wait_for(self.sess.run, tensors, feeds)
+            return interrupts.wait_for(self.sess.run, tensors, feeds)
         except tf.errors.ResourceExhaustedError:
             raise ValueError('out of memory; give a lower --batch_size (with a higher --accumulate) or --recompute')
 

@@ -1,5 +1,6 @@
 """The engines that benchmark.py compares: ours and others that sample GPT-2 on a CPU, each behind the same methods."""
 import collections
+import contextlib
 import json
 import os
 import re
@@ -53,7 +54,7 @@ class Ours(Engine):
         import checkpoint
         self.models_dir, self.name = os.path.split(folder)
         self.hparams = checkpoint.load_hparams(self.name, self.models_dir)
-        self.sess = None
+        self.opened = contextlib.ExitStack()  # the session lives as long as the engine
         self.graphs = {}
 
     def generate(self, tokens_BT, length, top_k):
@@ -68,7 +69,7 @@ class Ours(Engine):
         import checkpoint
         import evaluate
         if not self.graphs:
-            self.sess = checkpoint.session()
+            self.sess = self.opened.enter_context(checkpoint.session())
             self.graphs['score'] = evaluate.scorer(self.sess, self.hparams)
             checkpoint.restore(self.sess, self.name, self.models_dir)
         return self.graphs['score'](tokens_BT)
@@ -82,7 +83,7 @@ class Ours(Engine):
         context, draws = tf.placeholder(tf.int32, [batch, n_prompt]), tf.placeholder(tf.float64, [None, length])
         output = sample.sample_sequence(hparams=self.hparams, length=length, context=context, draws=draws, top_k=top_k)
         if not self.graphs:
-            self.sess = checkpoint.session(sampling=True)
+            self.sess = self.opened.enter_context(checkpoint.session(sampling=True))
             checkpoint.restore(self.sess, self.name, self.models_dir)
         self.graphs[batch, n_prompt, length, top_k] = context, draws, output
 

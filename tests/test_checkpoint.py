@@ -1,6 +1,7 @@
 """checkpoint.py: models written by TensorFlow's own Saver are read whole or refused in plain words, and back again."""
 import json
 import os
+import threading
 import shutil
 
 import numpy as np
@@ -332,9 +333,37 @@ def test_a_save_that_breaks_off_leaves_a_whole_model(network, save, tmp_path, mo
 
 @pytest.mark.parametrize('n_cores, n_shares, expected', [(2, 2, (2, 1)), (9, 4, (4, 2)), (1, 1, (0, 0)), (8, 1, (0, 0))])
 def test_the_shares_of_the_work_get_equal_parts_of_the_cores(monkeypatch, n_cores, n_shares, expected):
-    """In a session for sampling. Where the work is not cut, and in every other session, TensorFlow decides (0)."""
-    monkeypatch.setattr(tf, 'Session', lambda config: config)
+    """In a session for sampling. Where the work is not cut, and in every other session, TensorFlow decides (0).
+
+    Every session runs on the CPU what a GPU cannot, and takes a GPU's memory as it needs it.
+    """
+    Session = tf.Session
+    configs = []
+    monkeypatch.setattr(tf, 'Session', lambda config: configs.append(config) or Session(config=config))
     monkeypatch.setattr(products, 'n_cores', lambda: n_cores)
     monkeypatch.setattr(products, 'n_shares', lambda: n_shares)
-    for config, threads in ((checkpoint.session(sampling=True), expected), (checkpoint.session(), (0, 0))):
-        assert (config.inter_op_parallelism_threads, config.intra_op_parallelism_threads) == threads
+    for sampling, threads in ((True, expected), (False, (0, 0))):
+        with checkpoint.session(sampling=sampling):
+            assert (configs[-1].inter_op_parallelism_threads, configs[-1].intra_op_parallelism_threads) == threads
+            assert configs[-1].allow_soft_placement and configs[-1].gpu_options.allow_growth
+
+
+def test_a_session_that_is_left_by_ctrl_c_does_not_wait_for_its_step():
+    """TensorFlow 1.12 would: a user would wait for a whole batch of samples."""
+    may_end, began = threading.Event(), threading.Event()
+
+    def step():
+        began.set()
+        may_end.wait(60)
+
+    with tf.Graph().as_default():
+        operation = tf.py_func(step, [], [])
+        with pytest.raises(KeyboardInterrupt):
+            with checkpoint.session() as sess:
+                running = threading.Thread(target=sess.run, args=(operation,))
+                running.start()
+                assert began.wait(60)
+                raise KeyboardInterrupt
+    assert running.is_alive(), 'the session waited for its step'
+    may_end.set()
+    running.join()

@@ -1,0 +1,158 @@
+"""interrupts.py: Ctrl-C at any moment ends a script at once and silently, or lets it finish what it must."""
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import interrupts
+from test_flags import CTRL_C, ROOT, SECONDS, Conversation, environment, finished, script  # noqa: F401
+
+SCRIPTS = ('generate_unconditional_samples.py', 'interactive_conditional_samples.py', 'evaluate.py', 'train.py')
+AT_ONCE_SECONDS = 5  # where TensorFlow would compute for a minute, and pytest's neighbours keep the cores busy
+INTERRUPTS = pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+
+
+def ended(process):
+    """Wait for a process that was interrupted: (status, stderr), and fail if it takes longer than at once."""
+    began = time.time()
+    _, stderr = process.communicate(timeout=SECONDS)
+    assert time.time() - began < AT_ONCE_SECONDS
+    return process.returncode, stderr
+
+
+# A process that is to end
+
+@INTERRUPTS
+@pytest.mark.parametrize('work', [
+    'import hashlib; hashlib.pbkdf2_hmac("sha256", b"", b"", 2 ** 31 - 1)',  # C code that hears of no signal, as TensorFlow
+    'while True: pass',
+    'import threading; threading.Lock().acquire(); threading.Event().wait()',
+    'try:\n        time.sleep(60)\n    except KeyboardInterrupt:\n        print("heard")'], ids=['C', 'Python', 'lock', 'except'])
+def test_an_interrupt_ends_a_script_whatever_it_is_doing(script, work, number):  # noqa: F811
+    with Conversation(script('def main():\n    print("busy", flush=True)\n    ' + work)) as running:
+        running.read_until(b'busy\n')
+        time.sleep(0.1)
+        running.process.send_signal(number)
+        assert running.process.wait(AT_ONCE_SECONDS) == 0
+        assert running.stderr() == b'' and not running.read_some()
+
+
+def test_a_process_that_was_started_to_ignore_an_interrupt_ignores_it(script):  # noqa: F811
+    """As a shell starts a command with & behind it, so that Ctrl-C ends only the one in the foreground."""
+    program = script('def main():\n    print("busy", flush=True)\n    sys.stdin.readline()\n    print("done")')
+    with Conversation(['sh', '-c', 'trap "" INT; exec "$@"', 'sh'] + program) as running:
+        running.read_until(b'busy\n')
+        running.process.send_signal(signal.SIGINT)
+        running.say(b'\n')
+        assert running.end() == (0, b'done\n')
+
+
+@pytest.mark.parametrize('closing', ['<&-', '>&-', '2>&-', '<&- >&- 2>&-'])
+def test_what_is_printed_to_a_closed_stream_interrupts_nothing(script, closing):  # noqa: F811
+    """Whoever opens a file next gets the number of the closed stream: that must not be what waits for interrupts."""
+    program = script('def main(path):\n    for number in range(3):\n        try:\n            os.write(number, b"\\x02\\x0f" * 9)\n'
+                     '        except OSError:\n            pass\n    time.sleep(0.2)\n'
+                     '    with open(path, "w") as file:\n        file.write("whole")')
+    path = os.path.join(os.path.dirname(program[1]), 'file')
+    assert finished(['sh', '-c', 'exec "$@" ' + closing, 'sh'] + program + [path])[0] == 0
+    with open(path) as file:
+        assert file.read() == 'whole'
+
+
+# A block that is to finish something
+
+HEARING = '''
+def main():
+    try:
+        with interrupts.interruptible():
+            print("busy", flush=True)
+            {work}
+    except KeyboardInterrupt:
+        print("heard", flush=True)
+        time.sleep(60)
+'''
+
+
+@INTERRUPTS
+@pytest.mark.parametrize('work', ['time.sleep(60)',
+                                  'import hashlib; interrupts.wait_for(hashlib.pbkdf2_hmac, "sha256", b"", b"", 2 ** 31 - 1)'])
+def test_a_block_hears_the_first_interrupt_and_the_second_ends_the_script(script, work, number):  # noqa: F811
+    with Conversation(script('import interrupts\n' + HEARING.format(work=work))) as running:
+        running.read_until(b'busy\n')
+        time.sleep(0.1)
+        running.process.send_signal(number)
+        assert running.read_until(b'heard\n') == b'heard\n'
+        running.process.send_signal(number)
+        assert running.process.wait(AT_ONCE_SECONDS) == 0
+        assert running.stderr() == b''
+
+
+def test_after_a_block_an_interrupt_ends_the_script_again(script):  # noqa: F811
+    program = script('import interrupts\ndef main():\n    try:\n        with interrupts.interruptible():\n            pass\n'
+                     '        print("busy", flush=True)\n        time.sleep(60)\n'
+                     '    except KeyboardInterrupt:\n        print("heard")')
+    with Conversation(program) as running:
+        running.read_until(b'busy\n')
+        running.process.send_signal(signal.SIGINT)
+        assert running.end() == (0, b'')
+
+
+def test_a_block_may_have_a_function_of_its_own_for_every_interrupt(monkeypatch):
+    heard = []
+    with interrupts.interruptible(lambda: heard.append(1)):
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+    assert len(heard) == 3
+
+
+def test_after_a_block_all_is_as_it_was():
+    """pytest has its own handler for Ctrl-C, and so has a notebook."""
+    before = [signal.getsignal(number) for number in interrupts.INTERRUPTS]
+    with interrupts.interruptible():
+        assert [signal.getsignal(number) for number in interrupts.INTERRUPTS] != before
+    assert [signal.getsignal(number) for number in interrupts.INTERRUPTS] == before
+    with pytest.raises(KeyboardInterrupt):
+        with interrupts.interruptible():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+    assert [signal.getsignal(number) for number in interrupts.INTERRUPTS] == before
+
+
+# wait_for
+
+def test_ctrl_c_is_not_lost_between_calls(script):  # noqa: F811
+    """In 80 processes that wait for one short call after the other, it comes at 80 different moments."""
+    program = script('''
+import interrupts
+def main():
+    lost = 0
+    for microseconds in range(2000, 3600, 20):
+        child = os.fork()
+        if not child:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            signal.signal(signal.SIGALRM, signal.default_int_handler)
+            end = time.time() + 1
+            try:
+                signal.setitimer(signal.ITIMER_REAL, microseconds / 1e6)
+                while time.time() < end:
+                    interrupts.wait_for(int)
+            except KeyboardInterrupt:
+                os._exit(0)
+            os._exit(1)
+        lost += os.waitpid(child, 0)[1] != 0
+    print(lost, 'lost')
+''')
+    assert finished(program) == (0, b'0 lost\n', b'')
+
+
+def test_wait_for_is_the_call_itself():
+    """Its value, or its exception with the traceback."""
+    assert interrupts.wait_for(divmod, 7, 2) == (3, 1)
+    assert interrupts.wait_for(sorted, [1, 2], reverse=True) == [2, 1]
+    with pytest.raises(ZeroDivisionError):
+        interrupts.wait_for(divmod, 7, 0)
