@@ -329,6 +329,34 @@ def test_a_save_that_breaks_off_leaves_a_whole_model(network, save, tmp_path, mo
     assert_same_weights(restored_weights(network, str(tmp_path), 'mine'), tiny_weights(seed=1))
 
 
+# memory
+
+def too_large():
+    return tf.zeros([2 ** 24, 2 ** 24])  # 1 PB: no process has so many addresses
+
+
+def test_what_does_not_fit_into_memory_is_told_with_the_remedy(sess):
+    """Whether TensorFlow or Python says so, and nothing else is taken for it."""
+    tensor = too_large()
+    for fail in (lambda: sess.run(tensor), lambda: bytearray(2 ** 60)):
+        with pytest.raises(ValueError) as error, checkpoint.out_of_memory('give a lower --batch_size'):
+            fail()
+        assert str(error.value) == 'out of memory; give a lower --batch_size'
+    with pytest.raises(ZeroDivisionError), checkpoint.out_of_memory('give a lower --batch_size'):
+        1 / 0
+
+
+def test_weights_that_do_not_fit_into_memory_are_not_called_corrupt(network, tiny_models, monkeypatch):
+    class Saver(object):
+        def restore(self, sess, prefix):
+            sess.run(too_large())
+
+    monkeypatch.setattr(checkpoint, 'saver', lambda graph, variables: Saver())
+    with network.graph.as_default(), pytest.raises(ValueError, match='out of memory; the weights in .*tiny.model.ckpt') as error:
+        checkpoint.restore(network, 'tiny', tiny_models)
+    assert 'corrupt' not in str(error.value)
+
+
 # session
 
 @pytest.mark.parametrize('n_cores, n_shares, expected', [(2, 2, (2, 1)), (9, 4, (4, 2)), (1, 1, (0, 0)), (8, 1, (0, 0))])
@@ -350,11 +378,12 @@ def test_the_shares_of_the_work_get_equal_parts_of_the_cores(monkeypatch, n_core
 
 def test_a_session_that_is_left_by_ctrl_c_does_not_wait_for_its_step():
     """TensorFlow 1.12 would: a user would wait for a whole batch of samples."""
-    may_end, began = threading.Event(), threading.Event()
+    may_end, began, ended = threading.Event(), threading.Event(), threading.Event()
 
     def step():
         began.set()
-        may_end.wait(60)
+        may_end.wait(20)
+        ended.set()
 
     with tf.Graph().as_default():
         operation = tf.py_func(step, [], [])
@@ -364,6 +393,6 @@ def test_a_session_that_is_left_by_ctrl_c_does_not_wait_for_its_step():
                 running.start()
                 assert began.wait(60)
                 raise KeyboardInterrupt
-    assert running.is_alive(), 'the session waited for its step'
+    assert not ended.is_set(), 'the session waited for its step'
     may_end.set()
     running.join()
