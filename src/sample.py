@@ -228,12 +228,12 @@ def up_to_end(tokens, end_token):
 def batches(n, batch_size):
     """Yield the numbers 0 ... n - 1 as ranges of batch_size, the last maybe shorter; n = 0 never ends.
 
-    Raises ValueError for n below 0 or batch_size below 1.
+    Raises ValueError for n below 0 or a batch_size that cannot be.
     """
     if n < 0:
         raise ValueError('nsamples is %d; it must be 1 or more, or 0 for samples without end' % n)
-    if batch_size < 1:
-        raise ValueError('batch_size is %d; it must be 1 or more' % batch_size)
+    if not 1 <= batch_size < 2 ** 31:  # TensorFlow counts in int32
+        raise ValueError('batch_size is %d; it must be 1 to 2147483647' % batch_size)
     n = n or sys.maxsize
     return (range(first, min(first + batch_size, n)) for first in range(0, n, batch_size))
 
@@ -252,9 +252,11 @@ def random_draws(seed, sample_numbers, length):
     Raises ValueError for a seed outside 0 ... 2^32 - 1.
     """
     check_seed(seed)
-    # RandomState, because NumPy keeps what it draws the same in all versions.
-    return np.array([np.random.RandomState(seed if seed is None else [seed, number]).random_sample(length)
-                     for number in sample_numbers])
+    draws = np.empty([len(sample_numbers), length])  # at once: what does not fit into memory fails now, not hours later
+    for row, number in zip(draws, sample_numbers):
+        # RandomState, because NumPy keeps what it draws the same in all versions.
+        row[:] = np.random.RandomState(seed if seed is None else [seed, number]).random_sample(length)
+    return draws
 
 
 def check_seed(seed):

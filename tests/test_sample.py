@@ -623,7 +623,8 @@ def test_0_samples_are_samples_without_end():
     assert sample.rows_of(0, 3) == 3
 
 
-@pytest.mark.parametrize('n, batch_size, said', [(-1, 1, 'nsamples is -1'), (1, 0, 'batch_size is 0'), (0, -2, 'batch_size is -2')])
+@pytest.mark.parametrize('n, batch_size, said', [
+    (-1, 1, 'nsamples is -1'), (1, 0, 'batch_size is 0'), (0, -2, 'batch_size is -2'), (1, 2 ** 31, 'batch_size is 2147483648')])
 def test_batches_that_cannot_be_are_refused_at_the_call(n, batch_size, said):
     with pytest.raises(ValueError, match=said):
         sample.batches(n, batch_size)
@@ -649,6 +650,12 @@ def test_draws_depend_on_seed_and_number_alone():
     assert np.array_equal(many[5:7], sample.random_draws(3, [5, 6], 8))
     assert np.array_equal(many[:, :4], sample.random_draws(3, range(20), 4))  # a longer text begins like a shorter one
     assert len(np.unique(np.concatenate([many, sample.random_draws(4, range(20), 8)]))) == 320
+
+
+def test_draws_that_do_not_fit_into_memory_fail_before_one_is_drawn(monkeypatch):
+    monkeypatch.delattr(np.random, 'RandomState')
+    with pytest.raises(MemoryError):
+        sample.random_draws(0, range(2 ** 30), 2 ** 18)  # 2 PB: no process has so many addresses
 
 
 def test_no_seed_is_another_one_each_time():
