@@ -12,14 +12,18 @@ import multiprocessing
 import os
 import re
 import signal
+import sys
 import threading
 import time
 
 import numpy as np
 from tqdm import tqdm
 
+from files import folder_lock, replacing
+
 SEPARATOR = b'<|endoftext|>'  # alone on its line; it never reaches the encoder, which knows text only
 CHUNK = 1 << 18  # characters handed to a process at once: a fraction of a second of work
+LINE = 1 << 16  # bytes of a line that are read at once
 MAX_VOCAB = 1 << 16  # token ids are kept as uint16
 
 
@@ -56,44 +60,63 @@ def read_documents(paths):
     Yields str, never empty.
     Raises FileNotFoundError, and ValueError for what is not UTF-8 (names file and byte) or such JSON (file and line).
     """
-    return itertools.chain.from_iterable(
-        (_jsonl_documents if _is_jsonl(path) else _text_documents)(path) for path in find_files(paths))
+    return (''.join(pieces) for pieces in by_document(read_pieces(paths)))
+
+
+def read_pieces(paths):
+    """As read_documents, but in pieces: a text may be larger than memory, as a line of a .jsonl file may not.
+
+    Yields str, never empty, and None where a document ends. The ids of the pieces, joined, are those of the document.
+    """
+    return _filled(itertools.chain.from_iterable(
+        in_pieces(_jsonl_parts(path) if _is_jsonl(path) else _text_parts(path)) for path in find_files(paths)))
+
+
+def by_document(pieces):
+    """Iterate over documents, each an iterator over its pieces, to be used up before the next. pieces: as of read_pieces."""
+    return (group for is_end, group in itertools.groupby(pieces, lambda piece: piece is None) if not is_end)
 
 
 def _is_jsonl(path):
     return path.endswith('.jsonl')
 
 
-def _text_documents(path):
-    for start, raw, separated in _split(path):
-        try:
-            text = raw.decode('utf-8').replace('\r\n', '\n')
-        except UnicodeDecodeError as error:
-            raise ValueError('%s is not UTF-8: byte %d is 0x%02x; convert the file to UTF-8'
-                             % (path, start + error.start, raw[error.start]))
-        if separated and text.endswith('\n'):
-            text = text[:-1]
-        if text:
-            yield text
-
-
-def _split(path):
-    """Yield (offset in bytes, bytes, whether a separator follows) of each document."""
+def _text_parts(path):
+    """Yield the text of a file, a line or a part of a long one at a time, and None where a separator or the file ends."""
+    decoder = codecs.getincrementaldecoder('utf-8')()
     with open(path, 'rb') as file:
         if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
             file.seek(0)
-        start, lines = file.tell(), []
-        for line in file:
-            if line in (SEPARATOR + b'\n', SEPARATOR + b'\r\n', SEPARATOR):
-                document = b''.join(lines)
-                yield start, document, True
-                start, lines = start + len(document) + len(line), []
-            else:
-                lines.append(line)
-        yield start, b''.join(lines), False
+        last, line = '', b'\n'
+        while line:
+            begins = line.endswith(b'\n')
+            line = file.readline(LINE)
+            if begins and line in (SEPARATOR + b'\n', SEPARATOR + b'\r\n', SEPARATOR):
+                yield last if last != '\n' else ''
+                yield None
+                last = ''
+                continue
+            try:
+                text = last + decoder.decode(line, final=not line)
+            except UnicodeDecodeError as error:
+                raise ValueError('%s is not UTF-8: byte %d is 0x%02x; convert the file to UTF-8' % (
+                    path, file.tell() - len(error.object) + error.start, error.object[error.start]))
+            text = text.replace('\r\n', '\n')
+            # The last character waits for what comes next: a newline may belong to a separator, a carriage return to a newline.
+            last = text[-1:]
+            yield text[:-1]
+        yield last
+        yield None
 
 
-def _jsonl_documents(path):
+def _jsonl_parts(path):
+    for _, text in read_jsonl(path):
+        yield text
+        yield None
+
+
+def read_jsonl(path):
+    """Yield (number, text) of each line of a .jsonl file that is not blank. Raises ValueError as read_documents does."""
     with open(path, 'rb') as file:
         for number, line in enumerate(file, 1):
             if number == 1 and line.startswith(codecs.BOM_UTF8):
@@ -107,11 +130,49 @@ def _jsonl_documents(path):
                 if not isinstance(text, str):
                     raise ValueError('there is no text')
                 text.encode('utf-8')  # JSON can spell half a surrogate pair, which is not text
-            except ValueError as error:  # covers errors of JSON and of UTF-8
+            except (ValueError, RecursionError) as error:  # the first covers errors of JSON and of UTF-8
                 raise ValueError('%s, line %d: %s; a line must be a JSON string or {"text": "..."}'
                                  % (path, number, error))
-            if text:
-                yield text
+            yield number, text
+
+
+def in_pieces(parts):
+    """Join and cut texts to pieces of about CHUNK characters whose ids, joined, are those of the whole.
+
+    No token of GPT-2 holds white space after anything else: the encoder itself cuts a text before every space or newline
+    that follows something else. A text without such a place stays whole.
+    parts: iterable of str, and None where a document ends.  Yields the same.
+    """
+    boundary = re.compile(r'(?<=\S)[ \n]')
+    held, size, enough = [], 0, CHUNK
+    for part in parts:
+        held.append(part or '')
+        size += len(held[-1])
+        if part is not None and size <= enough:
+            continue
+        text, start = ''.join(held), 0
+        while len(text) - start > CHUNK:
+            cut = boundary.search(text, start + CHUNK)
+            if not cut:
+                break
+            yield text[start:cut.start()]
+            start = cut.start()
+        text = text[start:]
+        if part is None:
+            yield text
+            yield None
+            text = ''
+        # Twice what is left: a text without a boundary is joined again and again, and must not be for each line.
+        held, size, enough = [text], len(text), CHUNK + 2 * len(text)
+
+
+def _filled(pieces):
+    """Leave out empty pieces and the ends of documents that have no others."""
+    last = None
+    for piece in pieces:
+        if piece or (piece is None and last is not None):
+            yield piece
+            last = piece
 
 
 def encode_documents(encoder, documents, *, processes=None):
@@ -121,7 +182,8 @@ def encode_documents(encoder, documents, *, processes=None):
     Returns uint16 [N].
     Raises ValueError for a vocabulary over 65,536.
     """
-    return np.concatenate([np.zeros(0, np.uint16)] + list(_encode(encoder, documents, processes, None)))
+    pieces = in_pieces(part for document in documents for part in (document, None))
+    return np.concatenate([np.zeros(0, np.uint16)] + list(_encode(encoder, pieces, processes, None)))
 
 
 def load_tokens(encoder, paths, cache_folder, *, processes=None):
@@ -135,17 +197,20 @@ def load_tokens(encoder, paths, cache_folder, *, processes=None):
     cached = os.path.join(cache_folder, 'tokens-%s.uint16' % _cache_key(encoder, files))
     if not os.path.exists(cached):
         os.makedirs(cache_folder, exist_ok=True)
-        unfinished = '%s.%d.unfinished' % (cached, os.getpid())
-        try:
-            with open(unfinished, 'wb') as file:
-                for ids in _encode(encoder, read_documents(files), processes, sum(map(os.path.getsize, files))):
-                    file.write(ids.astype('<u2').tobytes())
-                if not file.tell():
-                    raise ValueError('there is no text in %s' % ', '.join(files))
-            os.replace(unfinished, cached)
-        finally:
-            if os.path.exists(unfinished):
-                os.remove(unfinished)
+
+        def wait(holder):
+            print('waiting for %s, which encodes into %s' % (holder, cache_folder), file=sys.stderr, flush=True)
+
+        with folder_lock(cache_folder, wait):
+            for name in os.listdir(cache_folder):  # what a process that was killed has left: no other is at work here now
+                if name.startswith('tokens-') and not name.endswith('.uint16'):
+                    os.remove(os.path.join(cache_folder, name))
+            if not os.path.exists(cached):
+                with replacing(cached) as part, open(part, 'wb') as file:
+                    for ids in _encode(encoder, read_pieces(files), processes, sum(map(os.path.getsize, files))):
+                        file.write(ids.astype('<u2').tobytes())
+                    if not file.tell():
+                        raise ValueError('there is no text in %s' % ', '.join(files))
     return np.memmap(cached, dtype='<u2', mode='r')
 
 
@@ -157,19 +222,19 @@ def _cache_key(encoder, files):
     for path in files:
         digest = hashlib.sha256(b'jsonl' if _is_jsonl(path) else b'text')
         with open(path, 'rb') as file:
-            for block in iter(lambda: file.read(1 << 20), b''):
+            for block in iter(lambda: file.read(1 << 16), b''):
                 digest.update(block)
         key.update(digest.digest())
     return key.hexdigest()[:16]
 
 
-def _encode(encoder, documents, processes, total_bytes):
-    """Yield the ids of the documents in order, as uint16 arrays, with a progress bar."""
+def _encode(encoder, pieces, processes, total_bytes):
+    """Yield the ids of documents in order, as uint16 arrays, with a progress bar. pieces: as of in_pieces."""
     if len(encoder.encoder) > MAX_VOCAB:
         raise ValueError('a vocabulary of %d tokens is over %d, the most a corpus of 16-bit ids can hold'
                          % (len(encoder.encoder), MAX_VOCAB))
     with tqdm(desc='encoding', total=total_bytes, unit='B', unit_scale=True, disable=None) as bar:
-        for ids, size_bytes in _map_chunks(encoder, _chunks(documents), processes or _cores()):
+        for ids, size_bytes in _map_chunks(encoder, _chunks(pieces), processes or _cores()):
             bar.update(size_bytes)
             yield ids
         bar.total = bar.n  # separators and JSON's quotes are in the files, not in the documents
@@ -179,35 +244,17 @@ def _cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
-def _chunks(documents):
+def _chunks(pieces):
     """Yield lists of about CHUNK characters: strings to encode, and None where a document ends."""
     chunk, size = [], 0
-    for document in documents:
-        for piece in itertools.chain(_pieces(document), [None]):
-            chunk.append(piece)
-            size += len(piece or '')
-            if size >= CHUNK:
-                yield chunk
-                chunk, size = [], 0
+    for piece in pieces:
+        chunk.append(piece)
+        size += len(piece or '')
+        if size >= CHUNK:
+            yield chunk
+            chunk, size = [], 0
     if chunk:
         yield chunk
-
-
-def _pieces(text):
-    """Cut a text into pieces of about CHUNK characters whose ids, joined, are those of the whole.
-
-    No token of GPT-2 holds white space after anything else: the encoder itself cuts a text before every space or newline
-    that follows something else. A text without such a place stays whole.
-    """
-    boundary = re.compile(r'(?<=\S)[ \n]')
-    start = 0
-    while len(text) - start > CHUNK:
-        cut = boundary.search(text, start + CHUNK)
-        if not cut:
-            break
-        yield text[start:cut.start()]
-        start = cut.start()
-    yield text[start:]
 
 
 def _map_chunks(encoder, chunks, processes):

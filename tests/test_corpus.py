@@ -3,6 +3,7 @@ import itertools
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -111,6 +112,17 @@ def test_files_folders_globs_and_lists_are_read_in_a_stated_order(write, tmpdir)
         assert list(corpus.read_documents(paths)) == expected
 
 
+def test_files_of_a_folder_or_a_glob_come_by_name_in_whatever_order_the_system_lists_them(write, tmpdir, monkeypatch):
+    names = ['b', 'a', 'd', 'c']
+    for name in names:
+        write(name + '.txt', name)
+    listed = [str(tmpdir.join(name + '.txt')) for name in names]
+    monkeypatch.setattr(corpus.os, 'walk', lambda folder: [(folder, [], [name + '.txt' for name in names])])
+    monkeypatch.setattr(corpus.glob, 'glob', lambda *_, **__: listed)
+    for paths in (str(tmpdir), str(tmpdir.join('*.txt'))):
+        assert corpus.find_files(paths) == sorted(listed)
+
+
 def test_a_path_without_files_is_refused_at_once(write, tmpdir):
     a = write('a.txt', 'a')
     write('empty/notes.md', 'a')
@@ -130,7 +142,7 @@ def test_what_is_not_utf8_is_refused_with_file_and_byte(write):
         assert path in str(error.value)
 
 
-@pytest.mark.parametrize('line', [b'{"text": "cut off', b'{"title": "no text"}', b'["a list"]', b'7', b'null',
+@pytest.mark.parametrize('line', [b'{"text": "cut off', b'[' * 100000, b'{"title": "no text"}', b'["a list"]', b'7', b'null',
                                   b'{"text": 7}', b'"\xe9"', b'"\\ud800"'])
 def test_bad_jsonl_is_refused_with_file_and_line(write, line):
     path = write('a.jsonl', b'"one"\n\n' + line + b'\n"four"')
@@ -139,17 +151,49 @@ def test_bad_jsonl_is_refused_with_file_and_line(write, line):
     assert path in str(error.value)
 
 
-@pytest.mark.parametrize('name', ['a.txt', 'a.jsonl'])
-def test_one_document_at_a_time_is_in_memory(write, name):
-    document = 'x' * 999
-    line = json.dumps(document) if name == 'a.jsonl' else document + '\n' + SEPARATOR
-    path = write(name, (line + '\n') * 2000)
+def test_a_text_that_is_read_in_parts_gives_the_documents_and_the_ids_of_the_whole(write, vocabulary, monkeypatch):
+    """Wherever lines are cut while reading: in a character, between CR and LF, within and before a separator."""
+    import encoder
+    gpt2 = encoder.get_encoder(os.path.basename(vocabulary), os.path.dirname(vocabulary))
+    monkeypatch.setattr(corpus, 'LINE', len(SEPARATOR) + 3)
+    monkeypatch.setattr(corpus, 'CHUNK', 7)
+    rng = random.Random(0)
+    words = ['a', "don't", '\r', '\r\r', '\r\n', '\n', '\n', ' ', ' ', '  ', '\t', '中', 'é', '\U0001f600', '\u3000', '7',
+             'unbroken' * 4, '\n' + SEPARATOR + '\n', '\r\n' + SEPARATOR + '\r\n', SEPARATOR, SEPARATOR + '\n']
+    n_documents = n_pieces = 0
+    for _ in range(500):
+        text = ''.join(rng.choice(words) for _ in range(rng.randrange(40)))
+        path = write('a.txt', b'\xef\xbb\xbf' * rng.randrange(2) + text.encode('utf-8'))
+        marked = re.sub('(?m)^%s(\r?\n|\\Z)' % re.escape(SEPARATOR), '\0', text)
+        *ended, last = marked.replace('\r\n', '\n').split('\0')
+        documents = [document for document in [re.sub(r'\n\Z', '', document) for document in ended] + [last] if document]
+        assert list(corpus.read_documents(path)) == documents
+        pieces = list(corpus.read_pieces(path))
+        assert pieces.count(None) == len(documents) and '' not in pieces
+        ids = [token for piece in pieces for token in ([256] if piece is None else gpt2.encode(piece))]
+        assert ids == [token for document in documents for token in gpt2.encode(document) + [256]]
+        n_documents += len(documents)
+        n_pieces += len(pieces)
+    assert n_documents > 600 and n_pieces > 3000  # or nothing was proven
+
+
+@pytest.mark.parametrize('name, text, documents', [
+    ('a.jsonl', (json.dumps('x' * 999) + '\n') * 2000, ['x' * 999] * 2000),
+    ('separators', ('x' * 999 + '\n' + SEPARATOR + '\n') * 2000, ['x' * 999] * 2000),
+    ('lines', ('x' * 99 + '\n') * 20000, [('x' * 99 + '\n') * 20000]), ('one line', 'xé ' * 500000, ['xé ' * 500000]),
+    ('CRLF', 'x x x x x\r\n' * 180000, ['x x x x x\n' * 180000])], ids=lambda value: value if len(value) < 15 else '')
+def test_a_corpus_is_encoded_in_memory_that_does_not_grow_with_it(write, tmpdir, monkeypatch, name, text, documents):
+    """Files of 2 MB, in pieces of 4,000 characters, within 300 kB."""
+    monkeypatch.setattr(corpus, 'CHUNK', 4000)
+    monkeypatch.setattr(corpus, 'LINE', 4000)
+    path = write(name, text)
+    assert os.path.getsize(path) > 1900000
     tracemalloc.start()
-    n_documents = sum(1 for _ in corpus.read_documents(path))
+    tokens = corpus.load_tokens(ByteEncoder(), path, str(tmpdir.join('cache')), processes=1)
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert n_documents == 2000
-    assert peak_bytes < os.path.getsize(path) / 10
+    assert np.array_equal(tokens, ids_of(documents))
+    assert peak_bytes < 300000
 
 
 # Encoding
@@ -164,11 +208,27 @@ def test_pieces_of_a_text_encode_to_the_ids_of_the_whole(vocabulary, monkeypatch
     n_pieces = 0
     for _ in range(300):
         text = ''.join(rng.choice(characters) for _ in range(rng.randrange(120)))
-        pieces = list(corpus._pieces(text))
-        assert ''.join(pieces) == text
+        *pieces, end = corpus.in_pieces([text, None])
+        assert end is None and ''.join(pieces) == text
         assert [token for piece in pieces for token in gpt2.encode(piece)] == gpt2.encode(text)
         n_pieces += len(pieces)
     assert n_pieces > 2000  # or nothing was proven
+
+
+def test_the_vocabulary_learned_from_pieces_is_that_of_the_whole(write, tmpdir, monkeypatch):
+    pytest.importorskip('tokenizers', reason='needs tokenizers: pip install tokenizers')
+    import encoder
+    rng = random.Random(0)
+    path = write('a.txt', ''.join(rng.choice(['the', 'then', ' ', ' ', '  ', '\n', ', ', 'é', "'s", '12']) for _ in range(5000)))
+    documents = list(corpus.read_documents(path))
+    monkeypatch.setattr(corpus, 'CHUNK', 20)
+    pieces = list(filter(None, corpus.read_pieces(path)))
+    assert len(pieces) > 100 > len(documents) == 1
+    found = []
+    for texts in (documents, pieces):
+        encoder.learn_vocabulary(texts, 290, str(tmpdir.join(str(len(texts)))))
+        found.append([tmpdir.join(str(len(texts)), name).read_binary() for name in ('encoder.json', 'vocab.bpe')])
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize('processes', [1, 2])
@@ -257,6 +317,14 @@ def test_a_failed_encoding_leaves_no_file_behind(write, tmpdir):
         assert os.listdir(cache) == []
 
 
+def test_what_a_killed_encoding_has_left_goes_with_the_next_one(write, tmpdir):
+    cache = tmpdir.join('cache')
+    for name in ('tokens-0.uint16.part', 'tokens-1.uint16.77.unfinished', 'tokens-2.uint16', 'mine.part'):
+        cache.join(name).write_binary(b'', ensure=True)
+    tokens = corpus.load_tokens(ByteEncoder(), write('a.txt', 'a'), str(cache))
+    assert sorted(os.listdir(str(cache))) == sorted(['mine.part', 'tokens-2.uint16', os.path.basename(tokens.filename)])
+
+
 SCRIPT = '''
 import multiprocessing, signal, sys, time
 sys.path.insert(0, %(src)r)
@@ -272,6 +340,7 @@ class Encoder:
             sys.stdout.write('asleep\\n')
             sys.stdout.flush()
             time.sleep(60)
+        time.sleep('nap' in text)
         return list(text.encode('utf-8'))
 
 if __name__ == '__main__':
@@ -297,6 +366,16 @@ def test_workers_may_be_spawned_instead_of_forked(write, tmpdir):
     documents = ['one two three', 'four five six']
     out, err = run_script(write, 'spawn', documents, str(tmpdir.join('cache'))).communicate(timeout=30)
     assert (out, err) == ('%s\n' % ids_of(documents), '')
+
+
+def test_of_two_processes_one_encodes_and_the_other_waits_for_it(write, tmpdir):
+    """Neither takes the other's unfinished file for one that a killed process has left."""
+    documents = ['one nap'] * 4
+    both = [run_script(write, 'fork', documents, str(tmpdir.join('cache'))) for _ in range(2)]
+    said = [process.communicate(timeout=60) for process in both]
+    assert [out for out, _ in said] == ['%s\n' % ids_of(documents)] * 2
+    assert sorted(err for _, err in said)[0] == ''
+    assert re.match(r'waiting for process \d+ on .*, which encodes into .*cache\n\Z', sorted(err for _, err in said)[1])
 
 
 @pytest.mark.parametrize('how', ['Ctrl-C', 'kill -9'])
