@@ -133,7 +133,8 @@ def begin(folder, options):
         hparams = read_hparams(options.hparams, n_vocab=options.vocab_size)
     os.makedirs(os.path.join(folder, 'training'), exist_ok=True)
     if source is None:
-        encoder.learn_vocabulary(corpus.read_documents(options.data), options.vocab_size, folder)
+        pieces = filter(None, corpus.read_pieces(options.data))  # a document may be larger than memory
+        encoder.learn_vocabulary(pieces, options.vocab_size, folder)
     else:
         for name in checkpoint.VOCABULARY_FILES:
             with open(os.path.join(source, name), encoding='utf-8', newline='') as file:
