@@ -18,15 +18,21 @@ def replacing(path):
     """Give a block another path to write to, path.part. When the block ends, that file gets the name path; if it fails,
     the file is removed and whatever stood at path is left as it was.
 
-    The bytes are on the disk before the name is, so that not even a power failure leaves half a file under it.
+    The bytes are on the disk before the name is, so that not even a power failure leaves half a file under it. Of a link,
+    what it points to is replaced. What is no file is written to as it is: to put one in the place of /dev/null would do harm.
     """
+    if os.path.isfile(path):
+        path = os.path.realpath(path)
+    elif os.path.exists(path):
+        yield path
+        return
     part = path + '.part'
     try:
         yield part
         sync(part)
         os.replace(part, path)
     finally:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # it is gone, or an error that says more is on its way
             os.remove(part)
 
 
@@ -52,20 +58,20 @@ def folder_lock(folder, busy):
     """
     path = os.path.join(folder, '.lock')
     told = False
-    file = open(path, 'a+', encoding='utf-8')
+    file = open(path, 'a+', encoding='utf-8', errors='replace')
     try:
         while not _lock(file):
             if not told:
                 file.seek(0)
-                busy(file.read() or 'another process')
+                busy(file.readline(200).strip() or 'another process')
             told = True
             time.sleep(0.2)
             file.close()
-            file = open(path, 'a+', encoding='utf-8')
-        file.truncate(0)
-        file.write('process %d on %s' % (os.getpid(), platform.node()))
-        file.flush()
+            file = open(path, 'a+', encoding='utf-8', errors='replace')
         try:
+            file.truncate(0)
+            file.write('process %d on %s' % (os.getpid(), platform.node()))
+            file.flush()
             yield
         finally:
             with contextlib.suppress(OSError):  # Windows does not remove an open file
