@@ -7,6 +7,8 @@
 
 What a figure means is in the names of its protocol: README.md explains them; benchmarks.py and measure.py have each in full.
 """
+import flags  # first: it answers Ctrl-C and a missing package while the others are loaded
+
 from collections import namedtuple
 import contextlib
 import functools
@@ -20,7 +22,6 @@ import benchmarks
 import checkpoint
 import corpus
 import encoder
-import flags
 import interrupts
 from measure import Model, Options, Sum, measure, score_documents
 

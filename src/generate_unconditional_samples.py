@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Print texts that a GPT-2 model makes up from nothing."""
-import flags  # first: it answers Ctrl-C while the others are loaded
+import flags  # first: it answers Ctrl-C and a missing package while the others are loaded
+
 import checkpoint
 import encoder
 
@@ -38,7 +39,8 @@ def sample_model(model_name='117M', seed: int = None, nsamples=0, batch_size=1, 
     end_token = text_encoder.end_of_text if stop_at_end else None
     output = sample.sample_sequence(hparams=hparams, length=length, context=context, draws=draws, temperature=temperature,
                                     top_k=top_k, top_p=top_p, end_token=end_token)
-    with checkpoint.session(sampling=True) as sess:
+    with checkpoint.session(sampling=True) as sess, checkpoint.out_of_memory(
+            'give a lower --batch_size than %d, or a lower --length' % batch_size):
         checkpoint.restore(sess, model_name, models_dir)
         for numbers in batches:
             rows = sess.run(output, {

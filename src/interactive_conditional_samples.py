@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Read prompts and print how a GPT-2 model continues them."""
-import flags  # first: it answers Ctrl-C while the others are loaded
+import flags  # first: it answers Ctrl-C and a missing package while the others are loaded
 
 import codecs
 import contextlib
@@ -55,7 +55,8 @@ def interact_model(model_name='117M', seed: int = None, nsamples=1, batch_size=1
     live = LiveText(text_encoder, end_token) if sys.stdout.isatty() else None
     output = sample.sample_sequence(hparams=hparams, length=length, context=context, draws=draws, temperature=temperature,
                                     top_k=top_k, top_p=top_p, end_token=end_token, watch=live and live.show)
-    with checkpoint.session(sampling=True) as sess:
+    with checkpoint.session(sampling=True) as sess, checkpoint.out_of_memory(
+            'give a lower --batch_size than %d, or a lower --length' % batch_size):
         checkpoint.restore(sess, model_name, models_dir)
         refused = []
         for n_prompts, prompt in enumerate(read_prompts(text_encoder, longest_prompt)):

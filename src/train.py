@@ -6,14 +6,17 @@
 makes models/stories, which every script takes by that name. Stopped, even by kill -9, the same command goes on from its
 last save as if nothing had been.
 """
+import flags  # first: it answers Ctrl-C and a missing package while the others are loaded
+
+import flags  # first: it answers Ctrl-C and a missing package while the others are loaded
+
 from collections import namedtuple
 import contextlib
-import functools
 import json
 import math
 import os
 import re
-import signal
+import shutil
 import sys
 import time
 from types import SimpleNamespace
@@ -24,9 +27,10 @@ from tqdm import tqdm
 import checkpoint
 import corpus
 import encoder
-import flags
+import files
 import interrupts
 
+STARTS = 'model_name', 'hparams', 'vocab', 'vocab_size'  # what a run starts from is what it has: these flags cannot change
 BETAS = 0.9, 0.95  # of Adam, as Brown et al. 2020 (arXiv:2005.14165), appendix B
 
 
@@ -36,18 +40,20 @@ def train(data: str, run_name: str, *, valid: str = None, model_name: str = None
           recompute=False, seed=0, models_dir='models'):
     """Train a model on text, into a folder that every script takes by name.
 
+    For example: train.py --data stories.txt --valid held-out.txt --model_name 117M --run_name stories
+
     Args:
         data: text to learn from: files, globs or folders of .txt and .jsonl, several between commas
         run_name: the new model is models/<run_name>; where it exists, training goes on from its last save
-        valid: text to measure the loss on, not learnt from
+        valid: text to measure the loss on, not learnt from; the model that did best on it is kept as <run_name>/best
         model_name: the model to start from; or, to start from nothing, hparams and one of vocab and vocab_size
         hparams: path of an hparams.json
         vocab: folder that holds encoder.json and vocab.bpe, such as models/117M
         vocab_size: learn a vocabulary of this many tokens from data
         batch_size: sequences of n_ctx tokens computed at once
         accumulate: how many such batches make one step
-        learning_rate: the highest
-        warmup: steps in which the learning rate rises to it
+        learning_rate: how far a step goes: a low one learns slowly, a high one unlearns; README.md says what suits which model
+        warmup: steps in which the learning rate rises to that
         decay: step by which it has fallen to 0 along a cosine; None is the last
         weight_decay: times the learning rate, the share of every matrix that a step takes away
         clip: a gradient of a larger norm is scaled down to this
@@ -64,17 +70,40 @@ def train(data: str, run_name: str, *, valid: str = None, model_name: str = None
     options = SimpleNamespace(**locals())
     check(options)
     folder = checkpoint.new_model_dir(run_name, models_dir)
-    if last_save(folder) is None:
-        begin(folder, options)
-    text_encoder = encoder.get_encoder(*name_and_dir(folder))
-    hparams = checkpoint.load_hparams(*name_and_dir(folder))
-    tokens = load_tokens(folder, text_encoder, hparams.n_ctx, data)
-    valid_tokens = None if valid is None else load_tokens(folder, text_encoder, hparams.n_ctx, valid)
+    is_new = last_save(folder) is None and not os.path.isdir(folder)
+    with claimed(folder):
+        try:
+            start = prepare(folder, options)
+        except Exception:
+            if is_new:
+                shutil.rmtree(folder)
+            raise
+        if start:
+            fit(folder, options, *start)
 
+
+def fit(folder, options, text_encoder, hparams, tokens, valid_tokens):
+    """Train in a run's folder until the last step, Ctrl-C or SIGTERM."""
     from tf1 import tf
-    with tf.Graph().as_default(), checkpoint.session() as sess, postponed_interrupt() as interrupts:
-        Run(sess, folder, options, hparams, text_encoder).learn(tokens, valid_tokens, interrupts)
-    plot(os.path.join(folder, 'training', 'metrics.jsonl'), os.path.join(folder, 'training', 'loss.png'))
+    with tf.Graph().as_default(), checkpoint.session() as sess:
+        run = Run(sess, folder, options, hparams, text_encoder)
+        try:
+            with interrupts.interruptible(run.interrupt):
+                run.learn(tokens, valid_tokens)
+        except KeyboardInterrupt:
+            tell('%s is stopped at once; %s' % (folder, run.what_counts()))
+            raise
+        except OSError as error:
+            if isinstance(error, BrokenPipeError):
+                raise
+            raise OSError('%s; %s' % (error, run.what_counts()))
+        tell(run.closing_words())
+
+
+def tell(text):
+    """Show a line on stderr, above the progress bar if there is one."""
+    tqdm.write(text, file=sys.stderr)
+    sys.stderr.flush()
 
 
 def check(options):
@@ -101,12 +130,23 @@ def check(options):
         corpus.find_files(options.valid)
 
 
+# A run's folder
+
+def inside(folder, name):
+    """The path of one of the files that make a model's folder a run's."""
+    return os.path.join(folder, 'training', name)
+
+
 def last_save(folder):
     """The step of the last save in a run's folder, or None if there is none.
 
     Raises ValueError for a folder that holds something else than a run.
     """
+    if os.path.isfile(folder):
+        raise ValueError('%s is a file; choose another --run_name' % folder)
     if not os.path.isdir(folder) or not os.listdir(folder):
+        if os.path.basename(folder) in encoder.RELEASED_MODELS:
+            raise ValueError('%s is where the released model of that name belongs; choose another --run_name' % folder)
         return None
     is_run = os.path.isdir(os.path.join(folder, 'training'))
     if is_run and not os.path.exists(os.path.join(folder, 'checkpoint')):
@@ -117,29 +157,131 @@ def last_save(folder):
     return int(numbered.group(1))
 
 
+@contextlib.contextmanager
+def claimed(folder):
+    """Make a run's folder, and keep other processes from training in it during a block."""
+    def refuse(holder):
+        raise ValueError('%s is being trained by %s; wait until that ends, or choose another --run_name' % (folder, holder))
+
+    os.makedirs(inside(folder, ''), exist_ok=True)
+    with files.folder_lock(inside(folder, ''), refuse):
+        yield
+
+
+def prepare(folder, options):
+    """Make a run's folder ready for training as the flags say, or see that they suit the run that it holds.
+
+    Returns (Encoder, HParams, tokens to learn from, tokens to measure or None); or None for a run that has all its steps.
+    """
+    step = last_save(folder)
+    before = {}
+    if step is None:
+        begin(folder, options)
+    else:
+        before = read_json(inside(folder, 'options.json'))
+        check_same(folder, options, before)
+        if step >= options.steps:
+            tell('%s has its %d steps; raise --steps to go on' % (folder, step))
+            return None
+    text_encoder = encoder.get_encoder(*name_and_dir(folder))
+    hparams = checkpoint.load_hparams(*name_and_dir(folder))
+    valid_tokens = None if options.valid is None else load_tokens(folder, text_encoder, hparams.n_ctx, options.valid)
+    tokens = load_tokens(folder, text_encoder, hparams.n_ctx, options.data)
+    n_tokens = options.accumulate * options.batch_size * hparams.n_ctx
+    tell('%s: %s; a step is %d tokens, and the text has %d' % (
+        folder, 'going on from step %d of %d' % (step, options.steps) if step is not None else
+        '%d steps, starting from %s' % (options.steps, options.model_name or 'nothing'), n_tokens, len(tokens)))
+    now = {name: value for name, value in vars(options).items() if name not in ('run_name', 'models_dir')}
+    now.update(data_tokens=file_of(tokens), valid_tokens=file_of(valid_tokens))
+    tell_changes(before, now)
+    files.write_text(inside(folder, 'options.json'), json_line(now))
+    return text_encoder, hparams, tokens, valid_tokens
+
+
+def check_same(folder, options, before):
+    """Raises ValueError if the flags start from something else than the run in folder did.
+
+    before: the flags of its last start, or {} for a run of a time when they were not kept.
+    """
+    def refuse(had, given):
+        raise ValueError('%s has %s, and %s was given; give what it has, or another --run_name for a new run'
+                         % (folder, had, given))
+
+    def shown(name, value):
+        return 'no --' + name if value is None else '--%s %s' % (name, value)
+
+    for name in ('model_name', 'vocab_size'):
+        value = getattr(options, name)
+        if name in before and before[name] != value:
+            refuse(shown(name, before[name]), shown(name, value))
+    if options.model_name is None:
+        hparams, source = origin(options)
+        for name, value in sorted(checkpoint.load_hparams(*name_and_dir(folder)).values().items()):
+            if hparams.values()[name] != value:
+                refuse('%s %d' % (name, value), '%d' % hparams.values()[name])
+        for name in checkpoint.VOCABULARY_FILES if source else ():
+            if read_text(os.path.join(folder, name)) != read_text(os.path.join(source, name)):
+                refuse('another ' + name, '--vocab ' + options.vocab)
+
+
+def tell_changes(before, now):
+    """Say which flags are not what they were at the last start, and which texts. before, now: as prepare() keeps them."""
+    changed = [name for name in sorted(now) if before.get(name, now[name]) != now[name] and name not in STARTS]
+    words = ['--%s %s -> %s' % (name, before[name], now[name]) if not name.endswith('_tokens') else
+             'the text of --' + name.split('_')[0] for name in changed]
+    if words:
+        tell('changed since the last start: ' + ', '.join(words))
+    if {'batch_size', 'accumulate', 'seed', 'data_tokens'} & set(changed):
+        tell('the text is in another order from here on: some of it may be learnt twice in this round, and some left out')
+
+
+def file_of(tokens):
+    """A name that changes with what corpus.load_tokens has read: that of the file it keeps the tokens in. None for None."""
+    return None if tokens is None else os.path.basename(tokens.filename)
+
+
 def begin(folder, options):
     """Give a new run's folder its encoder.json, vocab.bpe and hparams.json: its model's, or as the flags say.
 
     What a run of that name that was never saved has left is replaced.
     """
-    if options.model_name is not None:
-        source = checkpoint.model_dir(options.model_name, options.models_dir)
-        hparams = checkpoint.load_hparams(*name_and_dir(source))
-    elif options.vocab is not None:
-        source = encoder.model_folder(*name_and_dir(options.vocab), files=checkpoint.VOCABULARY_FILES)
-        hparams = read_hparams(options.hparams, n_vocab=len(encoder.get_encoder(*name_and_dir(source)).encoder))
-    else:
-        source = None
-        hparams = read_hparams(options.hparams, n_vocab=options.vocab_size)
-    os.makedirs(os.path.join(folder, 'training'), exist_ok=True)
+    hparams, source = origin(options)
     if source is None:
         pieces = filter(None, corpus.read_pieces(options.data))  # a document may be larger than memory
         encoder.learn_vocabulary(pieces, options.vocab_size, folder)
     else:
         for name in checkpoint.VOCABULARY_FILES:
-            with open(os.path.join(source, name), encoding='utf-8', newline='') as file:
-                checkpoint.replace_text(os.path.join(folder, name), file.read())
-    checkpoint.replace_text(os.path.join(folder, 'hparams.json'), json.dumps(hparams.values(), sort_keys=True) + '\n')
+            files.write_text(os.path.join(folder, name), read_text(os.path.join(source, name)))
+    files.write_text(os.path.join(folder, 'hparams.json'), json_line(hparams.values()))
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(inside(folder, 'best.json'))
+
+
+def origin(options):
+    """What the flags start from: its HParams, and the folder of its vocabulary, or None if that is to be learnt."""
+    if options.model_name is not None:
+        source = checkpoint.model_dir(options.model_name, options.models_dir)
+        return checkpoint.load_hparams(*name_and_dir(source)), source
+    if options.vocab_size is not None:
+        return read_hparams(options.hparams, n_vocab=options.vocab_size), None
+    source = encoder.model_folder(*name_and_dir(options.vocab), files=checkpoint.VOCABULARY_FILES)
+    return read_hparams(options.hparams, n_vocab=len(encoder.get_encoder(*name_and_dir(source)).encoder)), source
+
+
+def read_text(path):
+    """What a UTF-8 file holds, to the byte."""
+    with open(path, encoding='utf-8', newline='') as file:
+        return file.read()
+
+
+def read_json(path):
+    """The dict that a JSON file holds, {} if there is no such file. Raises ValueError for anything else."""
+    if not os.path.exists(path):
+        return {}
+    try:
+        return dict(json.loads(read_text(path)))
+    except (ValueError, TypeError) as error:
+        raise ValueError('%s is damaged (%s); delete it to go on without what it says' % (path, error))
 
 
 def name_and_dir(folder):
@@ -291,56 +433,90 @@ def learning_rate_at(step, *, peak, warmup, decay):
     return peak * 0.5 * (1 + math.cos(math.pi * min(1, (step - warmup) / max(1, decay - warmup))))
 
 
+SILENT_SECONDS = 60  # without a terminal, a line at least this often
+
+
 class Run(object):
     """A training run: a session of the graph, and the folder that it is saved in and goes on from."""
 
     def __init__(self, sess, folder, options, hparams, text_encoder):
         from tf1 import tf
         self.sess, self.folder, self.options, self.hparams, self.encoder = sess, folder, options, hparams, text_encoder
-        self.metrics = os.path.join(folder, 'training', 'metrics.jsonl')
+        self.stopping = False  # whether Ctrl-C has come
         self.valid_loss = None  # as last measured
+        self.best = read_json(inside(folder, 'best.json'))  # the lowest of them: step, valid_loss_nats and text
+        self.told = time.time()  # when a line was last printed
+        self.drawn, self.drawing_seconds = 0, 0  # when the losses were last drawn, and how long that took
         tf.set_random_seed(options.seed)
         self.graph = build(hparams, options)
         self.sample = build_sample(hparams, text_encoder) if options.sample_every else None
-        sess.run(tf.global_variables_initializer())
-        self.step = self.restore()
-        forget_after(folder, self.step)
+        self.compute(tf.global_variables_initializer(), {})
+        self.saved = self.restore()
+        self.step = self.saved or 0
+        first_step = 0 if self.saved is None else self.saved + 1  # that is still to be told of
+        forget_from(folder, first_step)
+        losses = (record['loss_nats'] for record in read_metrics(self.metrics) if 'loss_nats' in record)
+        self.first_loss = next(losses, None)  # of the run's first step
+        self.is_far_off = False  # whether the last step's loss was
         # A file is named after the second: what goes on within the same one would overwrite it, but for the step.
-        self.summaries = tf.summary.FileWriter(os.path.join(folder, 'training'), filename_suffix='.%d' % self.step)
+        self.summaries = tf.summary.FileWriter(inside(folder, ''), filename_suffix='.%d' % self.step)
         # TensorBoard then forgets, as well, what the files of a killed run tell of later steps.
-        self.summaries.add_session_log(tf.SessionLog(status=tf.SessionLog.START), self.step + 1)
+        self.summaries.add_session_log(tf.SessionLog(status=tf.SessionLog.START), first_step)
+
+    @property
+    def metrics(self):
+        return inside(self.folder, 'metrics.jsonl')
 
     def restore(self):
-        """Load the last save, or the model to start from, if any. Returns the number of steps done."""
+        """Load the last save, or the model to start from, if any. Returns the number of steps done, or None if there is no save."""
         step = last_save(self.folder)
         if step is None and self.options.model_name is None:
-            return 0
+            return None
         folder = checkpoint.model_dir(self.options.model_name, self.options.models_dir) if step is None else self.folder
         variables = checkpoint.model_variables(self.sess.graph)
         checkpoint.restore_variables(self.sess, variables, checkpoint.weights_prefix(folder))
-        if step is None:
-            return 0
-        checkpoint.restore_variables(self.sess, self.graph.state, self.state_prefix(step))
+        if step is not None:
+            checkpoint.restore_variables(self.sess, self.graph.state, self.state_prefix(step))
         return step
 
     def state_prefix(self, step):
         """What the names of the files with the optimizer's state begin with."""
-        return os.path.join(self.folder, 'training', 'state.ckpt-%d' % step)
+        return inside(self.folder, 'state.ckpt-%d' % step)
 
     def save(self, batch):
         """Save everything that the run needs to go on. Killed meanwhile, the save before counts.
 
-        batch: the last that was learnt, int32 [any, n_ctx]. Raises ValueError instead if its loss is no number now.
+        batch: the last that was learnt, int32 [any, n_ctx]. Raises ValueError instead if training has diverged by its loss.
         """
+        # The loss of the step was that of the weights before it.
+        loss = self.mean_loss(batch[:self.options.batch_size])
+        if self.far_off(loss):
+            self.has_diverged('a loss of %.4g nats, far above the %.2f of a guess' % (loss, math.log(self.hparams.n_vocab)))
         keep = self.options.keep
-        self.measure(batch[:self.options.batch_size].ravel())  # the loss of the step was that of the weights before it
         checkpoint.save_variables(self.sess, self.graph.state, self.state_prefix(self.step))
         checkpoint.save(self.sess, self.folder, self.hparams, self.folder, step=self.step, keep=keep)
-        checkpoint.remove_old(os.path.join(self.folder, 'training', 'state.ckpt'), keep)
+        checkpoint.remove_old(inside(self.folder, 'state.ckpt'), self.step, keep)
+        self.saved = self.step
         self.summaries.flush()
+        self.draw()
 
-    def learn(self, tokens, valid_tokens, interrupts):
-        """Train until the last step, or until something is in the list interrupts, and save.
+    def draw(self):
+        """Draw the losses, unless that has just been done: no more than a hundredth of the time is for it."""
+        began = time.time()
+        if self.stopping or self.step == self.options.steps or began - self.drawn > 100 * self.drawing_seconds:
+            plot(self.metrics, inside(self.folder, 'loss.png'))
+            self.drawn = time.time()
+            self.drawing_seconds = self.drawn - began
+
+    def interrupt(self):
+        """What Ctrl-C and SIGTERM do: the first one lets learn() save and return, a second one breaks off."""
+        if self.stopping:
+            raise KeyboardInterrupt
+        self.stopping = True
+        os.write(2, b'\nstopping: what is learnt is saved first; once more stops at once\n')  # print must not interrupt a print
+
+    def learn(self, tokens, valid_tokens):
+        """Train until the last step, or until interrupt() is called, and save.
 
         tokens, valid_tokens: integer array [N], of n_ctx tokens or more; valid_tokens may be None.
         """
@@ -348,20 +524,23 @@ class Run(object):
         n_sequences = options.accumulate * options.batch_size
         batches = corpus.training_batches(tokens, batch_size=n_sequences, n_ctx=self.hparams.n_ctx, seed=options.seed,
                                           first=self.step)
-        saved = self.step
+        self.began = time.time(), self.step
         with tqdm(total=options.steps, initial=self.step, unit='step', disable=None) as bar:
-            while self.step < options.steps and not interrupts:
+            if self.saved is None or self.best.get('text') != file_of(valid_tokens):
+                record = self.validate(valid_tokens)  # what the later ones are to be compared with
+                if record:
+                    self.report(dict(record, step=self.step), bar)
+            while self.step < options.steps and not self.stopping:
                 batch = next(batches)
                 record = self.one_step(batch)
-                if valid_tokens is not None and self.due(options.valid_every):
-                    record['valid_loss_nats'] = self.measure(valid_tokens)
+                if self.due(options.valid_every):
+                    record.update(self.validate(valid_tokens))
                 self.report(record, bar)
                 if options.sample_every and self.due(options.sample_every):
                     self.print_sample()
                 if self.due(options.save_every):
                     self.save(batch)
-                    saved = self.step
-        if saved < self.step:
+        if self.step != (self.saved or 0):
             self.save(batch)
 
     def one_step(self, batch):
@@ -378,58 +557,118 @@ class Run(object):
             graph.learning_rate: rate,
             graph.step: self.step})
         self.step += 1
-        self.check_finite('a loss of %s and a gradient of norm %s', loss, norm)
+        if not np.isfinite([loss, norm]).all():
+            self.has_diverged('a loss of %s and a gradient of norm %s' % (loss, norm))
+        if self.first_loss is None:
+            self.first_loss = float(loss)
+        if self.far_off(loss) and not self.is_far_off:
+            tell('step %d: a loss of %.4g is far above the %.2f of a guess; if it stays there, lower --learning_rate'
+                 % (self.step, loss, math.log(self.hparams.n_vocab)))
+        self.is_far_off = self.far_off(loss)
         return {'step': self.step, 'loss_nats': float(loss), 'gradient_norm': float(norm), 'learning_rate': rate,
                 'tokens_per_second': round(batch.size / (time.time() - began), 1)}
 
     def compute(self, tensors, feeds):
         """What the session gives for tensors. Raises ValueError if memory is short."""
-        from tf1 import tf
-        try:
+        with checkpoint.out_of_memory('give a lower --batch_size (with a higher --accumulate) or --recompute'):
             return interrupts.wait_for(self.sess.run, tensors, feeds)
-        except tf.errors.ResourceExhaustedError:
-            raise ValueError('out of memory; give a lower --batch_size (with a higher --accumulate) or --recompute')
 
-    def check_finite(self, message, *figures):
-        """Raises ValueError with the message, which takes the figures, if one of them is no number."""
-        if not np.isfinite(figures).all():
-            raise ValueError('step %d has %s: training has diverged. The last save is untouched; go on from it with a lower '
-                             '--learning_rate or --clip' % (self.step, message % figures))
+    def far_off(self, loss):
+        """Whether a loss is more than 1 nat above both that of a guess, where each token is as likely, and that at the start."""
+        return loss > max(math.log(self.hparams.n_vocab), self.first_loss) + 1
+
+    def has_diverged(self, figures):
+        """Raises ValueError: these are the figures of weights that nobody wants saved."""
+        raise ValueError('step %d has %s: training has diverged. %s a lower --learning_rate or --clip' % (
+            self.step, figures, 'Nothing is saved yet; start again with' if self.saved is None else
+            'The save of step %d is untouched; go on from it with' % self.saved))
+
+    def what_counts(self):
+        """Where the same command would go on, in words."""
+        saved = last_save(self.folder)
+        return 'nothing is saved yet' if saved is None else 'the save of step %d counts, and nothing since' % saved
+
+    def closing_words(self):
+        """Where the model is, how to sample from it, and which one did best."""
+        name, models_dir = self.options.run_name, self.options.models_dir
+        if self.saved is None:
+            return '%s: stopped before the first step, and nothing is saved' % self.folder
+        words = '%s: %s\npython3 src/generate_unconditional_samples.py --model_name %s%s' % (
+            self.folder, 'step %d of %d is saved%s' % (
+                self.saved, self.options.steps, '' if self.saved == self.options.steps else '; the same command goes on'),
+            name, '' if models_dir == 'models' else ' --models_dir %s' % models_dir)
+        if self.valid_loss is not None and self.best['valid_loss_nats'] < self.valid_loss:
+            where = ', before training: a lower --learning_rate or fewer steps may do better'
+            words += '\nthe lowest valid loss was %.3f at step %d%s' % (
+                self.best['valid_loss_nats'], self.best['step'],
+                ': --model_name %s/best' % name if self.best['step'] else where)
+        return words
 
     def due(self, every):
         """Whether something done every so many steps, and at the end, is to be done now."""
         return self.step % every == 0 or self.step == self.options.steps
 
+    def validate(self, tokens):
+        """Measure a text, and keep the model in the folder best if it did better than all before on this text.
+
+        tokens: of corpus.load_tokens, or None. Returns what a line of metrics.jsonl says of it: nothing without a text, or
+        if Ctrl-C came first.
+        """
+        self.valid_loss = None if tokens is None else self.measure(tokens)
+        if self.valid_loss is None:
+            return {}
+        found = {'step': self.step, 'valid_loss_nats': self.valid_loss, 'text': file_of(tokens)}
+        if self.best.get('text') != found['text'] or self.valid_loss < self.best['valid_loss_nats']:
+            if self.step:
+                checkpoint.save(self.sess, os.path.join(self.folder, 'best'), self.hparams, self.folder, step=self.step)
+            files.write_text(inside(self.folder, 'best.json'), json_line(found))
+            self.best = found
+        return {'valid_loss_nats': self.valid_loss}
+
     def measure(self, tokens):
         """Mean loss of a text, in nats a token, over the whole windows of n_ctx tokens that it can be cut into.
 
         tokens: integer array [N], N >= n_ctx. Nothing predicts the first token of a window.
+        Returns None if Ctrl-C came first.
         """
         n_ctx, batch_size = self.hparams.n_ctx, self.options.batch_size
         windows = tokens[:len(tokens) // n_ctx * n_ctx].reshape(-1, n_ctx)
-        starts = tqdm(range(0, len(windows), batch_size), desc='measuring', unit='batch', leave=False, disable=None)
-        losses = [self.compute(self.graph.valid_losses, {self.graph.valid_tokens: windows[start:start + batch_size]})
-                  for start in starts]
-        mean = float(np.concatenate(losses).mean())
-        self.check_finite('a measured loss of %s', mean)
-        return mean
+        total = 0
+        for start in tqdm(range(0, len(windows), batch_size), desc='measuring', unit='batch', leave=False, disable=None):
+            if self.stopping:
+                return None
+            batch = windows[start:start + batch_size]
+            total += self.mean_loss(batch) * len(batch)
+        return total / len(windows)
+
+    def mean_loss(self, windows):
+        """Mean loss of windows, int32 [any, n_ctx], computed at once, in nats a token. Raises ValueError if it is no number."""
+        loss = float(self.compute(self.graph.valid_losses, {self.graph.valid_tokens: windows}).mean())
+        if not np.isfinite(loss):
+            self.has_diverged('a measured loss of %s' % loss)
+        return loss
 
     def print_sample(self):
         """Show a text of the model as it is now."""
         text = self.encoder.decode(self.compute(self.sample, {})[0, 1:])
-        tqdm.write('%s SAMPLE AT STEP %d %s\n%s' % ('=' * 20, self.step, '=' * 20, text), file=sys.stderr)
+        tell('%s SAMPLE AT STEP %d %s\n%s' % ('=' * 20, self.step, '=' * 20, text))
 
     def report(self, record, bar):
         """Tell the progress bar, metrics.jsonl and TensorBoard. Without a terminal for a bar, print a line now and then."""
         from tf1 import tf
-        self.valid_loss = record.get('valid_loss_nats', self.valid_loss)
-        figures = ['loss %.3f' % record['loss_nats'], '%.0f tokens/s' % record['tokens_per_second']]
-        if self.valid_loss is not None:
-            figures.insert(1, 'valid loss %.3f' % self.valid_loss)
-        bar.set_postfix_str(', '.join(figures), refresh=False)
-        bar.update()
-        if bar.disable and self.due(self.options.valid_every):
-            print('step %d: %s' % (self.step, ', '.join(figures)), file=sys.stderr, flush=True)
+        figures = ['%s %.3f' % (label, value) for label, value in
+                   (('loss', record.get('loss_nats')), ('valid loss', self.valid_loss)) if value is not None]
+        if 'loss_nats' in record:
+            figures.append('%.0f tokens/s' % record['tokens_per_second'])
+            bar.set_postfix_str(', '.join(figures), refresh=False)
+            bar.update()
+            began, first = self.began
+            seconds_left = (time.time() - began) / (self.step - first) * (self.options.steps - self.step)
+            figures.append('%s left' % tqdm.format_interval(seconds_left))
+        is_time = self.due(self.options.valid_every) or time.time() - self.told > SILENT_SECONDS
+        if 'loss_nats' not in record or bar.disable and is_time:
+            tell('step %d of %d: %s' % (self.step, self.options.steps, ', '.join(figures)))
+            self.told = time.time()
         with open(self.metrics, 'a', encoding='utf-8') as file:
             file.write(json_line(record))
         values = [tf.Summary.Value(tag=name, simple_value=value) for name, value in sorted(record.items()) if name != 'step']
@@ -456,54 +695,53 @@ def read_metrics(path):
         return [json.loads(line) for line in file if line.endswith('\n')]
 
 
-def forget_after(folder, step):
-    """Remove from a run's folder what a killed run left about later steps than its last save."""
-    metrics = os.path.join(folder, 'training', 'metrics.jsonl')
-    kept = [record for record in read_metrics(metrics) if record['step'] <= step]
-    checkpoint.replace_text(metrics, ''.join(map(json_line, kept)))
-    for place in (folder, os.path.join(folder, 'training')):
+def forget_from(folder, step):
+    """Remove from a run's folder what a killed run left about that step and later ones, which are yet to be done."""
+    metrics = inside(folder, 'metrics.jsonl')
+    kept = [record for record in read_metrics(metrics) if record['step'] < step]
+    files.write_text(metrics, ''.join(map(json_line, kept)))
+    for place in (folder, inside(folder, '')):
         for name in os.listdir(place):
             numbered = re.match(r'(?:model|state)\.ckpt-(\d+)\.', name)
-            if numbered and int(numbered.group(1)) > step:
+            if numbered and int(numbered.group(1)) >= step:
                 os.remove(os.path.join(place, name))
 
 
 def plot(metrics, image):
-    """Draw the loss over the steps, if matplotlib is installed."""
+    """Draw the loss over the steps, if matplotlib is installed: that of training as it was, and above it smoothed."""
     try:
-        import matplotlib
+        from matplotlib.backends.backend_agg import FigureCanvasAgg  # draws without a display
+        from matplotlib.figure import Figure
     except ImportError:
         return
-    matplotlib.use('Agg')  # draws without a display
-    from matplotlib import pyplot
+    figure = Figure()
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(1, 1, 1)
     records = read_metrics(metrics)
-    figure, axes = pyplot.subplots()
-    for name, label in (('loss_nats', 'training'), ('valid_loss_nats', 'validation')):
-        points = [(record['step'], record[name]) for record in records if name in record]
-        if points:
-            axes.plot(*zip(*points), label=label)
+    steps, losses = curve(records, 'loss_nats')
+    axes.plot(steps, losses, color='C0', alpha=0.3, linewidth=0.5)
+    axes.plot(steps, smoothed(losses, max(1, len(losses) // 50)), color='C0', label='training, smoothed')
+    steps, losses = curve(records, 'valid_loss_nats')
+    if len(steps):
+        axes.plot(steps, losses, color='C1', marker='.', label='validation')
     axes.set(xlabel='step', ylabel='loss, nats a token')
     axes.legend()
-    figure.savefig(image + '.part', format='png')
-    os.replace(image + '.part', image)
+    with files.replacing(image) as part:
+        figure.savefig(part, format='png')
 
 
-@contextlib.contextmanager
-def postponed_interrupt():
-    """A list that Ctrl-C adds to, instead of breaking off what is being computed; a second one breaks off."""
-    interrupts = []
+def curve(records, name):
+    """The steps at which the records have that figure, and the figures: two arrays."""
+    points = [(record['step'], record[name]) for record in records if name in record]
+    return np.array(points).reshape(-1, 2).T
 
-    def note(number, frame):
-        if interrupts:
-            raise KeyboardInterrupt
-        interrupts.append(number)
-        os.write(2, b'\nstopping after this step; the run is saved first\n')  # print must not interrupt a print
 
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield interrupts
-    finally:
-        signal.signal(signal.SIGINT, before)
+def smoothed(values, n):
+    """Each value's mean with its n neighbours on either side, or as many of them as there are. values: array [N]."""
+    sums = np.append(0, np.cumsum(values))
+    place = np.arange(len(values))
+    first, end = np.maximum(place - n, 0), np.minimum(place + n + 1, len(values))
+    return (sums[end] - sums[first]) / (end - first)
 
 
 if __name__ == '__main__':

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import sys
+import termios
 import time
 
 import numpy as np
@@ -21,7 +22,7 @@ import interactive_conditional_samples
 import reference
 import sample
 import tiny
-from test_flags import CTRL_D, ROOT, SECONDS, Conversation, environment, finished
+from test_flags import CTRL_C, CTRL_D, ROOT, SECONDS, Conversation, environment, finished
 from tf1 import tf
 
 UNCONDITIONAL, INTERACTIVE = 'generate_unconditional_samples.py', 'interactive_conditional_samples.py'
@@ -30,6 +31,7 @@ FUNCTIONS = {UNCONDITIONAL: generate_unconditional_samples.sample_model,
 both = pytest.mark.parametrize('script', [UNCONDITIONAL, INTERACTIVE])
 ASCII = {'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0', 'PYTHONIOENCODING': 'ascii'}
 QUESTION = b'Model prompt >>> '
+ARROW_LEFT = b'\x1b[D'
 
 
 def header(number):
@@ -135,12 +137,32 @@ def test_mistakes_are_answered_at_once_in_one_line(command, without_tensorflow, 
     assert [part for part in words if part not in message] == []
 
 
+@pytest.mark.parametrize('script, package', [
+    (UNCONDITIONAL, 'fire'), (UNCONDITIONAL, 'regex'), (INTERACTIVE, 'tensorflow'), ('evaluate.py', 'numpy'), ('train.py', 'tqdm')])
+def test_a_package_that_is_missing_is_told_in_one_line_with_what_installs_it(command, tmp_path, script, package):
+    """As it meets who runs a script outside of the virtual environment that make has made."""
+    (tmp_path / (package + '.py')).write_text('raise ImportError("No module named %r")' % package, encoding='utf-8')
+    status, stdout, stderr = finished(command(script, '--model_name', 'tiny'), env=environment(PYTHONPATH=str(tmp_path)))
+    assert (status, stdout) == (1, b'')
+    message = stderr.decode('utf-8')
+    assert message.startswith("%s: No module named '%s'; " % (script, package)) and message.count('\n') == 1
+    assert 'make sample' in message and 'Installation' in message
+
+
+@pytest.mark.parametrize('script', [UNCONDITIONAL, INTERACTIVE, 'evaluate.py', 'train.py'])
+def test_a_script_can_be_run_by_its_name(script):
+    path = os.path.join(ROOT, 'src', script)
+    assert os.access(path, os.X_OK)
+    with open(path, encoding='utf-8') as file:
+        assert file.readline() == '#!/usr/bin/env python3\n'
+
+
 # What is sampled: called in this process
 
 @both
 @pytest.mark.parametrize('flag, value, words', [
     ('nsamples', -1, 'nsamples is -1; it must be'), ('batch_size', 0, 'batch_size is 0; it must be'),
-    ('length', -1, 'length is -1; it must be'), ('length', 33, 'length .*33.* over the context of 32'),
+    ('length', -1, 'length is -1; it must be'), ('length', 0, 'length is 0; it must be 1 or more'), ('length', 33, 'length .*33.* over the context of 32'),
     ('temperature', -0.5, 'temperature is -0.5; it must be'), ('temperature', float('inf'), 'temperature is inf; it must'),
     ('top_k', -1, 'top_k is -1; it must be'), ('top_p', 0, 'top_p is 0; it must be'), ('top_p', 1.5, 'top_p is 1.5; it must'),
     ('seed', -1, 'seed is -1; it must be'), ('seed', 2 ** 32, 'seed is 4294967296; it must be')])
@@ -203,15 +225,15 @@ def test_another_seed_gives_other_samples_and_so_does_none(ids):
 
 
 def test_a_sample_can_be_read_while_the_next_one_is_made(printed, monkeypatch):
-    """Here stdout is a file on disk; what is in it is noted whenever TensorFlow begins to compute a sample."""
+    """Here stdout is a file on disk; what is in it is noted whenever a sample is begun."""
     there = []
-    wait_for = flags.wait_for
+    random_draws = sample.random_draws
 
     def note(*arguments):
         there.append(disk.getvalue().decode('utf-8'))
-        return wait_for(*arguments)
+        return random_draws(*arguments)
 
-    monkeypatch.setattr(flags, 'wait_for', note)
+    monkeypatch.setattr(sample, 'random_draws', note)
     disk = io.BytesIO()
     monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(io.BufferedWriter(disk), encoding='utf-8'))
     printed(UNCONDITIONAL, nsamples=3, seed=1, length=4)
@@ -290,50 +312,95 @@ def test_endless_samples_from_another_folder_until_ctrl_c(command, printed, tmp_
         assert running.stderr() == b''
 
 
-def test_prompts_through_a_pipe(command, printed):
+def test_prompts_through_a_pipe(command, printed, capsys):
     """A program asks and reads the answer before it asks again: nothing but samples comes from stdout.
 
-    The same samples as a call gives that makes 2 at once.
+    The same samples as a call gives that makes 2 at once. A line that cannot be a prompt has an answer without a sample, so
+    that the next answer belongs to the next line; its number is told at once and at the end.
     """
     options = {'nsamples': 3, 'seed': 4, 'length': 5}
     arguments = ['--%s=%d' % option for option in sorted(options.items())]
-    prompts = ['é中😀', 'a\ufffdb\ufffd', 'the end']
-    answers = printed(INTERACTIVE, prompts='\n'.join(prompts), batch_size=2, **options)
-    n_samples = answers.count(' SAMPLE ')
-    assert n_samples == 9 and answers.endswith(CLOSING)
-    answers = [answer + CLOSING for answer in answers.split(CLOSING)[:-1]]
-    assert all(answer.startswith(header(1)) for answer in answers)
+    lines = ['é中😀', '', 'a\ufffdb\ufffd', 'x' * 29, 'the end']
+    with pytest.raises(ValueError) as error:
+        printed(INTERACTIVE, prompts='\n'.join(lines), batch_size=2, **options)
+    expected = [answer + CLOSING for answer in capsys.readouterr().out.split(CLOSING)[:-1]]
+    assert [answer.count(' SAMPLE ') for answer in expected] == [3, 0, 3, 0, 3]
+    assert [answer.startswith(header(1)) for answer in expected] == [True, False, True, False, True]
+    assert str(error.value) == 'lines without a sample: 2, 4'
     with Conversation(command(INTERACTIVE, '--model_name', 'tiny', *arguments), env=environment(**ASCII)) as running:
         def ask(line):
             running.say(line)
             return running.read_until(CLOSING.encode('ascii')).decode('utf-8')
 
-        assert ask(prompts[0].encode('utf-8') + b'\n') == answers[0]
-        running.say(b'\n')
-        assert ask(b'a\xffb\xc3\r\n') == answers[1]  # no UTF-8, and a line as Windows ends it
-        running.say(b'x' * 29 + b'\n')
-        running.say(prompts[2].encode('ascii'))
+        assert ask('\ufeffé中😀\n'.encode('utf-8')) == expected[0]  # Notepad begins a file with U+FEFF
+        assert ask(b'\n') == expected[1]
+        assert ask(b'a\xffb\xc3\r\n') == expected[2]  # no UTF-8, and a line as Windows ends it
+        assert ask(b'x' * 29 + b'\n') == expected[3]
+        running.say(b'the end')
         running.process.stdin.close()
         status, rest = running.end()
-        assert (status, rest.decode('utf-8')) == (0, answers[2])
+        assert (status, rest.decode('utf-8')) == (1, expected[4])
         said = running.stderr().replace(QUESTION, b'').decode('ascii').splitlines()
-    assert len(said) == 2
-    assert 'The prompt is empty' in said[0]
-    assert '29 tokens' in said[1] and '28 fit' in said[1]
+    assert len(said) == 3
+    assert said[0].startswith('line 2: The prompt is empty')
+    assert said[1].startswith('line 4: ') and '29 tokens' in said[1] and '28 fit' in said[1]
+    assert said[2] == INTERACTIVE + ': ' + str(error.value)
+
+
+def test_a_prompt_without_end_is_refused(monkeypatch, tiny_models):
+    """As /dev/zero: it must not fill the memory. A long line that ends is only a long prompt."""
+    monkeypatch.setattr(interactive_conditional_samples, 'MOST_CHARACTERS', 1000)
+    text_encoder = encoder.get_encoder('tiny', tiny_models)
+    for line, longest, found in (('x' * 1000 + '\n', 1000, [1000]), ('x' * 1000, 1000, [1000]), ('x' * 1000 + '\ny', 9, [0, 1])):
+        monkeypatch.setattr(sys, 'stdin', io.StringIO(line))
+        assert list(map(len, interactive_conditional_samples.read_prompts(text_encoder, longest))) == found
+
+    class Endless(io.StringIO):
+        def readline(self, size=-1):
+            assert 0 < size < 2000
+            return 'x' * size
+
+    monkeypatch.setattr(sys, 'stdin', Endless())
+    with pytest.raises(ValueError, match='a prompt has more than 1000 characters; prompts stand one a line'):
+        list(interactive_conditional_samples.read_prompts(text_encoder, 2000))
 
 
 def test_prompts_on_a_terminal(command, printed):
-    """Until Ctrl-D. What comes token by token is what a file would get."""
-    expected = printed(INTERACTIVE, prompts='ü\n', seed=6, length=5, nsamples=3, batch_size=2)
+    """Until Ctrl-D. What comes token by token is what a file would get. A line can be edited, and be of any length."""
+    expected = printed(INTERACTIVE, prompts='ü\nab\n', seed=6, length=5, nsamples=3, batch_size=2)
+    first, second = [answer + CLOSING for answer in expected.split(CLOSING)[:-1]]
     with Conversation(command(INTERACTIVE, '--model_name', 'tiny', '--seed', '6', '--length', '5', '--nsamples', '3',
-                              '--batch_size', '2'), terminal=True, env=environment(**ASCII)) as terminal:
+                              '--batch_size', '2'), terminal=True, env=environment(TERM='vt100', **ASCII)) as terminal:
+        def ask(line):
+            terminal.say(line)
+            return terminal.read_until(QUESTION).decode('utf-8').replace('\r\n', '\n')
+
         assert terminal.read_until(QUESTION) == QUESTION
-        terminal.say('ü\n'.encode('utf-8'))
-        shown = terminal.read_until(QUESTION).decode('utf-8').replace('\r\n', '\n')
-        assert shown == 'ü\n' + expected + QUESTION.decode('ascii')
-        terminal.say(b'\n')
-        assert b'The prompt is empty' in terminal.read_until(QUESTION)
+        assert ask('ü\n'.encode('utf-8')) == 'ü\n' + first + QUESTION.decode('ascii')
+        assert 'The prompt is empty' in ask(b'\n')
+        assert 'has 5000 tokens' in ask(5000 * b'x' + b'\n')
+        assert ask(b'b' + ARROW_LEFT + b'a\n').endswith('\n' + second + QUESTION.decode('ascii'))
         terminal.say(CTRL_D)
         status, rest = terminal.end()
     assert status == 0
     assert rest.strip() == b''
+
+
+def test_a_line_that_the_terminal_may_have_cut_is_refused(monkeypatch, capsys):
+    """Where samples go to a file, nothing edits the line: the terminal gives 4,095 bytes of it."""
+    stdin = io.StringIO('é' * 2048 + '\n' + 'é' * 2047 + '\n')
+    stdin.isatty = lambda: True
+    monkeypatch.setattr(sys, 'stdin', stdin)
+    assert interactive_conditional_samples.ask('') == 'é' * 2047
+    assert 'cuts a line after 4095 bytes' in capsys.readouterr().err
+
+
+@both
+def test_ctrl_c_leaves_the_terminal_as_it_was(command, script):
+    """At a prompt as well, where readline has it in a mode of its own."""
+    with Conversation(command(script, '--model_name', 'tiny'), terminal=True) as terminal:
+        before = termios.tcgetattr(terminal.input)
+        terminal.read_until(QUESTION if script == INTERACTIVE else header(2).encode('ascii').strip())
+        terminal.say(CTRL_C)
+        assert terminal.end()[0] == 0
+        assert termios.tcgetattr(terminal.input) == before
