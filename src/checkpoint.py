@@ -4,12 +4,14 @@ TensorFlow is imported inside the functions that need it: a script asks for the 
 answers at once.
 """
 import contextlib
+import glob
 import json
 import os
 import re
 import shutil
 
 import encoder
+import files
 
 VOCABULARY_FILES = ('encoder.json', 'vocab.bpe')
 WEIGHTS_SUFFIXES = ('.data-00000-of-00001', '.index', '.meta')  # the index after the data it speaks of
@@ -82,22 +84,24 @@ def save(sess, folder, hparams, source, scope='model', step=None, keep=1):
     """Make folder a complete model: the weights under scope, hparams, and the vocabulary of the model folder source.
 
     step: of training; the weights' file names carry it (model.ckpt-100). None: plain model.ckpt, as released.
-    keep: how many of the numbered saves stay, the newest.
-    Files are written aside and renamed, and `checkpoint` turns to the new weights once they are there: numbered saves
+    keep: how many of the numbered saves stay, up to this one.
+    Files are written aside and renamed, and `checkpoint` turns to the new weights once they are on the disk: numbered saves
     leave a whole model in the folder at every moment.
+    Raises OSError if that fails, for one because the disk is full.
     """
     os.makedirs(folder, exist_ok=True)
     for name in VOCABULARY_FILES:
         path = os.path.join(folder, name)
         if not os.path.exists(path):
-            shutil.copyfile(os.path.join(source, name), path + '.part')
-            os.replace(path + '.part', path)
-    replace_text(os.path.join(folder, 'hparams.json'), json.dumps(hparams.values(), sort_keys=True) + '\n')
+            with files.replacing(path) as part:
+                shutil.copyfile(os.path.join(source, name), part)
+    files.write_text(os.path.join(folder, 'hparams.json'), json.dumps(hparams.values(), sort_keys=True) + '\n')
     name = 'model.ckpt' if step is None else 'model.ckpt-%d' % step
     save_variables(sess, model_variables(sess.graph, scope), os.path.join(folder, name))
-    replace_text(os.path.join(folder, 'checkpoint'),
-                 'model_checkpoint_path: "%s"\nall_model_checkpoint_paths: "%s"\n' % (name, name))
-    remove_old(os.path.join(folder, 'model.ckpt'), keep)
+    files.write_text(os.path.join(folder, 'checkpoint'),
+                     'model_checkpoint_path: "%s"\nall_model_checkpoint_paths: "%s"\n' % (name, name))
+    if step is not None:
+        remove_old(os.path.join(folder, 'model.ckpt'), step, keep)
 
 
 @contextlib.contextmanager
@@ -172,37 +176,52 @@ def restore_variables(sess, variables, prefix):
 
 
 def save_variables(sess, variables, prefix):
-    """Write variables {name: variable} into checkpoint files whose names begin with prefix, aside first."""
-    saver(sess.graph, variables).save(sess, prefix + '.part', write_state=False)
-    for suffix in WEIGHTS_SUFFIXES:
-        os.replace(prefix + '.part' + suffix, prefix + suffix)
+    """Write variables {name: variable} into checkpoint files whose names begin with prefix, aside first.
+
+    Raises OSError, and leaves nothing that is half written, if that fails.
+    """
+    from tf1 import tf
+    part = prefix + '.part'
+    try:
+        saver(sess.graph, variables).save(sess, part, write_state=False)
+        for suffix in WEIGHTS_SUFFIXES:
+            files.sync(part + suffix)
+        for suffix in WEIGHTS_SUFFIXES:
+            os.replace(part + suffix, prefix + suffix)
+    except tf.errors.OpError as error:
+        reason = re.search(r'^%s.*?; (.+)' % re.escape(part), error.message, re.MULTILINE)
+        raise OSError('%s cannot be written: %s' % (prefix, reason.group(1) if reason else type(error).__name__))
+    finally:
+        for path in glob.glob(glob.escape(part) + '*'):
+            os.remove(path)
 
 
 def saver(graph, variables):
     """The graph's Saver of these variables, made once: each one adds operations to the graph."""
     from tf1 import tf
-    key = ' '.join(sorted(variables))
-    with graph.as_default():
-        if not graph.get_collection(key):
-            graph.add_to_collection(key, tf.train.Saver(variables))
-    return graph.get_collection(key)[0]
+    if not hasattr(graph, 'savers'):  # not a collection: .meta holds all of them, and cannot hold a Saver
+        graph.savers = {}
+    names = tuple(sorted(variables))
+    if names not in graph.savers:
+        with graph.as_default():
+            graph.savers[names] = tf.train.Saver(variables)
+    return graph.savers[names]
 
 
-def remove_old(prefix, keep):
-    """Delete the numbered saves prefix-<step>.*, but for the keep newest."""
+def remove_old(prefix, step, keep):
+    """Delete the numbered saves prefix-<number>.*, but for that of step and the keep - 1 before it.
+
+    One with a higher number is what a killed process has left.
+    """
     folder, name = os.path.split(prefix)
-    steps = {}
+    saves = {}
     for file in os.listdir(folder):
         numbered = re.match(re.escape(name) + r'-(\d+)\.', file)
         if numbered:
-            steps.setdefault(int(numbered.group(1)), []).append(os.path.join(folder, file))
-    for step in sorted(steps)[:-keep]:
-        for path in steps[step]:
+            saves.setdefault(int(numbered.group(1)), []).append(os.path.join(folder, file))
+    for number in set(saves) - set(sorted(number for number in saves if number <= step)[-keep:]):
+        for path in saves[number]:
             os.remove(path)
 
 
-def replace_text(path, text):
-    """Write a UTF-8 file whole or not at all."""
-    with open(path + '.part', 'w', encoding='utf-8', newline='\n') as file:
-        file.write(text)
-    os.replace(path + '.part', path)
+replace_text = files.write_text  # for evaluate.py, until it calls that itself

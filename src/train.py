@@ -8,8 +8,6 @@ last save as if nothing had been.
 """
 import flags  # first: it answers Ctrl-C and a missing package while the others are loaded
 
-import flags  # first: it answers Ctrl-C and a missing package while the others are loaded
-
 from collections import namedtuple
 import contextlib
 import json
@@ -254,6 +252,8 @@ def begin(folder, options):
             files.write_text(os.path.join(folder, name), read_text(os.path.join(source, name)))
     files.write_text(os.path.join(folder, 'hparams.json'), json_line(hparams.values()))
     with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(os.path.join(folder, 'best'))
+    with contextlib.suppress(FileNotFoundError):
         os.remove(inside(folder, 'best.json'))
 
 
@@ -468,7 +468,7 @@ class Run(object):
         return inside(self.folder, 'metrics.jsonl')
 
     def restore(self):
-        """Load the last save, or the model to start from, if any. Returns the number of steps done, or None if there is no save."""
+        """Load the last save, or the model to start from, if any. Returns the step of the save, or None."""
         step = last_save(self.folder)
         if step is None and self.options.model_name is None:
             return None
@@ -597,7 +597,7 @@ class Run(object):
             self.folder, 'step %d of %d is saved%s' % (
                 self.saved, self.options.steps, '' if self.saved == self.options.steps else '; the same command goes on'),
             name, '' if models_dir == 'models' else ' --models_dir %s' % models_dir)
-        if self.valid_loss is not None and self.best['valid_loss_nats'] < self.valid_loss:
+        if self.options.valid is not None and self.best and self.best['step'] != self.saved:
             where = ', before training: a lower --learning_rate or fewer steps may do better'
             words += '\nthe lowest valid loss was %.3f at step %d%s' % (
                 self.best['valid_loss_nats'], self.best['step'],
