@@ -31,9 +31,8 @@ def model_dir(model_name, models_dir='models'):
 def new_model_dir(model_name, models_dir='models'):
     """Where to make a model, or go on making it: in models_dir of the working directory if that is there, or else of the
     repository."""
-    if not os.path.isdir(models_dir):
-        models_dir = os.path.join(encoder.REPOSITORY, models_dir)
-    return os.path.join(models_dir, str(model_name))
+    here, repository = encoder.places(models_dir)
+    return os.path.join(here if os.path.isdir(here) else repository, str(model_name))
 
 
 def weights_prefix(folder):
@@ -52,30 +51,34 @@ def weights_prefix(folder):
 def load_hparams(model_name, models_dir='models'):
     """The HParams of a model, from its hparams.json.
 
-    Raises FileNotFoundError as model_dir does, ValueError for a file that is not JSON or for missing, unknown or
-    impossible numbers.
+    Raises FileNotFoundError as model_dir does, ValueError for a file that is not JSON, for missing, unknown or impossible
+    numbers, and for a vocabulary of another size than the one beside it.
     """
     from model import default_hparams
-    path = os.path.join(encoder.model_folder(model_name, models_dir, files=('hparams.json',)), 'hparams.json')
+    folder = encoder.model_folder(model_name, models_dir, files=('hparams.json',))
+    path, vocabulary = os.path.join(folder, 'hparams.json'), os.path.join(folder, 'encoder.json')
+    values = encoder.read_json(path)
     try:
-        with open(path, encoding='utf-8') as file:
-            values = json.load(file)
         hparams = default_hparams()
         missing = [name for name in hparams.names if name not in values]
         if missing:
             raise ValueError('%s missing' % ', '.join(missing))
         hparams.override_from_dict(values)
         hparams.check()
-        return hparams
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise ValueError('%s does not describe a model: %s' % (path, error))
+    n_tokens = len(encoder.read_json(vocabulary)) if os.path.exists(vocabulary) else hparams.n_vocab
+    if n_tokens != hparams.n_vocab:
+        raise ValueError('%s has %d tokens, and n_vocab in the hparams.json beside it is %d; take both from the same model'
+                         % (vocabulary, n_tokens, hparams.n_vocab))
+    return hparams
 
 
 def restore(sess, model_name, models_dir='models', scope='model'):
     """Load a model's weights into the variables under scope; the graph must have been built.
 
-    Raises FileNotFoundError as model_dir does, and ValueError for variables that the checkpoint lacks or holds with
-    another shape, all of them by name, and for files that are truncated or corrupt.
+    Raises FileNotFoundError as model_dir does, PermissionError for files that may not be read, and ValueError for files that
+    are truncated or corrupt, and for variables that the checkpoint lacks, holds with another shape, or has besides.
     """
     restore_variables(sess, model_variables(sess.graph, scope), weights_prefix(model_dir(model_name, models_dir)))
 
@@ -159,18 +162,22 @@ def restore_variables(sess, variables, prefix):
     from tf1 import tf
     try:
         stored = tf.train.load_checkpoint(prefix).get_variable_to_shape_map()
-        problems = []
-        for name, variable in sorted(variables.items()):
-            shape = variable.shape.as_list()
-            if name not in stored:
-                problems.append('%s is missing' % name)
-            elif stored[name] != shape:
-                problems.append('%s has shape %s instead of %s' % (name, stored[name], shape))
+        shapes = {name: variable.shape.as_list() for name, variable in variables.items()}
+        problems = ['%s has shape %s instead of %s' % (name, stored[name], shapes[name])
+                    for name in sorted(shapes) if stored.get(name, shapes[name]) != shapes[name]]
+        problems += ['%s is missing' % name for name in sorted(shapes) if name not in stored]
+        # An optimizer's averages stand below the names of the variables: model/wte/Adam.
+        problems += ['%s is left over' % name for name in sorted(stored)
+                     if name.startswith('model/') and not {name, os.path.dirname(name)} & set(shapes)]
         if problems:
-            raise ValueError('the weights in %s.* do not fit hparams.json: %s' % (prefix, '; '.join(problems)))
+            raise ValueError('the weights in %s.* do not fit hparams.json: %s%s; take both from the same model'
+                             % (prefix, ', '.join(problems[:3]), ' and %d more' % (len(problems) - 3) if problems[3:] else ''))
         with out_of_memory('the weights in %s.* do not fit; free some, or take a smaller model' % prefix):
             saver(sess.graph, variables).restore(sess, prefix)
     except (tf.errors.OpError, RuntimeError, IndexError) as error:  # the last two: of a damaged index, in TensorFlow 2
+        for suffix in WEIGHTS_SUFFIXES[:2]:  # what may not be read is not corrupt: Python says so
+            open(prefix + suffix, 'rb').close()
+        os.listdir(os.path.dirname(prefix))  # as TensorFlow 1.12 does
         raise ValueError('the weights in %s.* are truncated or corrupt (%s); delete these files and fetch them again'
                          % (prefix, type(error).__name__))
 

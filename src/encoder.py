@@ -9,11 +9,14 @@ Source: Radford et al. 2019 (the GPT-2 paper), section 2.2; Sennrich et al. 2016
 import heapq
 import json
 import os
+import stat
 import sys
 import tempfile
 from collections import OrderedDict
 
 import regex
+
+import files
 
 END_OF_TEXT = '<|endoftext|>'
 RELEASED_MODELS = ('117M', '124M', '345M', '355M', '744M', '762M', '774M', '1542M', '1558M')
@@ -94,10 +97,14 @@ class Encoder:
 
     encoder: {symbol: id}.  bpe_merges: pairs of symbols, the first found first.  errors: what decode does with bytes
     that are not UTF-8, as in bytes.decode.
-    Raises ValueError if encoder lacks a byte, the product of a merge or the end of text.
+    Raises ValueError unless encoder has the 256 bytes, the product of each merge, the end of text and nothing else, under
+    the ids 0, 1, 2 ...
     """
 
     def __init__(self, encoder, bpe_merges, errors='replace'):
+        ids = list(encoder.values())
+        if set(map(type, ids)) != {int} or sorted(ids) != list(range(len(ids))):
+            raise ValueError('the ids of its symbols are not 0, 1, 2 ...')
         self.encoder = encoder
         self.decoder = {token: symbol for symbol, token in encoder.items()}
         self.errors = errors
@@ -105,10 +112,12 @@ class Encoder:
         self.byte_decoder = {character: byte for byte, character in self.byte_encoder.items()}
         self.bpe_ranks = {tuple(pair): rank for rank, pair in enumerate(bpe_merges)}
         self.cache = {}
-        needed = list(self.byte_encoder.values()) + [''.join(pair) for pair in bpe_merges] + [END_OF_TEXT]
-        missing = [symbol for symbol in needed if symbol not in encoder]
+        needed = set(self.byte_decoder).union([END_OF_TEXT], map(''.join, bpe_merges))
+        missing, others = sorted(needed.difference(encoder)), len(encoder) - len(needed)
         if missing:
-            raise ValueError('%d symbols have no id, %r the first of them' % (len(missing), missing[0]))
+            raise ValueError('%d symbols have no id, %.60r the first of them' % (len(missing), missing[0]))
+        if others:  # cut after a line, vocab.bpe looks whole
+            raise ValueError('%d of %d symbols are no bytes, and no merge makes them' % (others, len(encoder)))
         self.end_of_text = encoder[END_OF_TEXT]
 
     def encode(self, text):
@@ -146,6 +155,12 @@ class Encoder:
         return tokens
 
 
+def places(models_dir):
+    """The two paths that a models_dir may mean: seen from the working directory, and from the repository."""
+    models_dir = os.path.expanduser(os.path.expandvars(models_dir))
+    return [os.path.abspath(models_dir), os.path.join(REPOSITORY, models_dir)]
+
+
 def model_folder(model_name, models_dir='models', files=()):
     """Find a model on disk: a relative models_dir is looked up from the working directory, then from the repository.
 
@@ -153,19 +168,18 @@ def model_folder(model_name, models_dir='models', files=()):
     Raises FileNotFoundError if there is no such folder or it lacks files: says which, and the command that gets them.
     """
     model_name = str(model_name)  # Fire reads --model_name 7 as a number
-    models_dir = os.path.expanduser(os.path.expandvars(models_dir))
-    places = [os.path.abspath(models_dir), os.path.join(REPOSITORY, models_dir)]
-    folders = [folder for folder in (os.path.join(place, model_name) for place in places) if os.path.isdir(folder)]
-    missing = [name for name in files if folders and not os.path.isfile(os.path.join(folders[0], name))]
+    folders = [folder for folder in (os.path.join(place, model_name) for place in places(models_dir))
+               if stat.S_ISDIR(mode(folder))]
+    missing = [name for name in files if folders and not stat.S_ISREG(mode(os.path.join(folders[0], name)))]
     if folders and not missing:
         return folders[0]
     if missing:
         problem = '%s has no %s' % (folders[0], ', '.join(missing))
     else:
-        names = {name for place in places if os.path.isdir(place) for name in os.listdir(place)
+        names = {name for place in places(models_dir) if os.path.isdir(place) for name in os.listdir(place)
                  if os.path.isfile(os.path.join(place, name, 'encoder.json'))}
         problem = 'no model %s in %s (models there: %s)' % (
-            model_name, ' or '.join(sorted(set(places))), ', '.join(sorted(names)) or 'none')
+            model_name, ' or '.join(sorted(set(places(models_dir)))), ', '.join(sorted(names)) or 'none')
     released = model_name in RELEASED_MODELS
     command = 'python3 download_model.py %s' % (model_name if released else '124M')
     if models_dir != 'models':
@@ -174,19 +188,41 @@ def model_folder(model_name, models_dir='models', files=()):
         problem, command, 'it' if released else 'a released model (others: 355M, 774M, 1558M)'))
 
 
+def mode(path):
+    """The st_mode of what is at path, 0 for nothing. Raises PermissionError where that cannot be told."""
+    try:
+        return os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+
+
 def get_encoder(model_name, models_dir='models'):
     """Returns the Encoder of a model, from its encoder.json and vocab.bpe.
 
     Raises FileNotFoundError as model_folder does, ValueError if the two files are damaged or do not belong together.
     """
     folder = model_folder(model_name, models_dir, files=('encoder.json', 'vocab.bpe'))
+    ids = read_json(os.path.join(folder, 'encoder.json'))
     try:
-        with open(os.path.join(folder, 'encoder.json'), encoding='utf-8') as file:
-            encoder = json.load(file)
-        return Encoder(encoder, read_merges(os.path.join(folder, 'vocab.bpe')))
+        return Encoder(ids, read_merges(os.path.join(folder, 'vocab.bpe')))
     except ValueError as error:
         raise ValueError('encoder.json or vocab.bpe in %s is damaged (%s); delete both and fetch them again'
                          % (folder, error))
+
+
+def read_json(path):
+    """Returns the dict that a JSON file holds. Raises ValueError for a file that holds something else."""
+    try:
+        with open(path, encoding='utf-8') as file:
+            values = json.load(file)
+        if isinstance(values, dict):
+            return values
+        problem = 'it holds no {"name": value, ...}'
+    except RecursionError:
+        problem = 'it is nested too deeply'
+    except ValueError as error:
+        problem = error
+    raise ValueError('%s is damaged (%s); delete it and fetch it again' % (path, problem))
 
 
 def read_merges(path):
@@ -235,11 +271,6 @@ def write_vocabulary(merges, folder):
     """
     symbols = list(bytes_to_unicode().values()) + [''.join(pair) for pair in merges] + [END_OF_TEXT]
     os.makedirs(folder, exist_ok=True)
-    _write(os.path.join(folder, 'encoder.json'), json.dumps(OrderedDict(zip(symbols, range(len(symbols))))))
-    _write(os.path.join(folder, 'vocab.bpe'), '\n'.join(['#version: 0.2'] + [' '.join(pair) for pair in merges]) + '\n')
-
-
-def _write(path, text):
-    with open(path + '.part', 'w', encoding='utf-8', newline='\n') as file:
-        file.write(text)
-    os.replace(path + '.part', path)
+    files.write_text(os.path.join(folder, 'encoder.json'), json.dumps(OrderedDict(zip(symbols, range(len(symbols))))))
+    files.write_text(os.path.join(folder, 'vocab.bpe'),
+                     '\n'.join(['#version: 0.2'] + [' '.join(pair) for pair in merges]) + '\n')

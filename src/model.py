@@ -34,7 +34,8 @@ class HParams(object):
         """Set hyperparameters by name. Raises ValueError for a name that is not one of them."""
         unknown = sorted(set(values) - set(self.names))
         if unknown:
-            raise ValueError('unknown hyperparameter %s; GPT-2 has %s' % (', '.join(unknown), ', '.join(self.names)))
+            raise ValueError('%d unknown hyperparameters (%.60s); GPT-2 has %s'
+                             % (len(unknown), ', '.join(unknown), ', '.join(self.names)))
         for name, value in values.items():
             setattr(self, name, value)
         return self
@@ -47,8 +48,8 @@ class HParams(object):
         """Raises ValueError unless a network can be built of these numbers."""
         for name in self.names:
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError('%s is %r; it must be a whole number of 1 or more%s' % (
+            if type(value) is not int or not 1 <= value < 2 ** 31:  # TensorFlow counts in int32
+                raise ValueError('%s is %.60r; it must be a whole number of 1 to 2147483647%s' % (
                     name, value, ': load hparams.json first' if name == 'n_vocab' and value == 0 else ''))
         if self.n_embd % self.n_head:
             raise ValueError('n_head (%d) does not divide n_embd (%d); heads share the width equally'

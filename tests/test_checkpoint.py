@@ -140,14 +140,19 @@ def test_released_hparams_are_read(shared):
     ('{"n_vocab": 257, "n_ctx": 32, "n_embd": 8, "n_head": 3, "n_layer": 2}', 'n_head.*divide'),
     ('{"n_vocab": 257, "n_ctx": "32", "n_embd": 8, "n_head": 2, "n_layer": 2}', "n_ctx is '32'"),
     ('{"n_vocab": 257, "n_ctx": 32, "n_embd": 8, "n_head": 0, "n_layer": 2}', 'n_head is 0'),
-    ('[257, 32, 8, 2, 2]', None), ('2', None), ('null', None), ('', None), ('{"n_vocab": 257, ', None),
+    ('{"n_vocab": 100000000000000000000, "n_ctx": 32, "n_embd": 8, "n_head": 2, "n_layer": 2}', 'n_vocab is 1000.* 2147483647'),
+    ('{"n_vocab": 257, "n_ctx": 32, "n_embd": 1e400, "n_head": 2, "n_layer": 2}', 'n_embd is inf'),
+    ('{"n_vocab": 258, "n_ctx": 32, "n_embd": 8, "n_head": 2, "n_layer": 2}', '257 tokens.*258'),
+    ('{"n_vocab": 256, "n_ctx": 32, "n_embd": 8, "n_head": 2, "n_layer": 2}', '257 tokens.*256'),
+    ('[' * 100000 + ']' * 100000, 'nested'), ('[257, 32, 8, 2, 2]', None), ('2', None), ('null', None), ('', None), ('{"n_vocab": 257, ', None),
     (ERROR_PAGE.decode('ascii'), None)])
 def test_hparams_that_describe_no_model_are_refused(models_dir, content, said):
     path = tiny_file(models_dir, 'hparams.json')
     overwrite(path, content.encode('utf-8'))
     with pytest.raises(ValueError, match=said) as error:
         checkpoint.load_hparams('tiny', models_dir)
-    assert path in str(error.value)
+    assert os.path.dirname(path) in str(error.value) and 'hparams.json' in str(error.value)
+    assert '\n' not in str(error.value) and len(str(error.value)) < 400
 
 
 # restore
@@ -186,16 +191,36 @@ def test_restore_before_the_graph_is_built_is_refused(sess, tiny_models):
         checkpoint.restore(sess, 'tiny', tiny_models)
 
 
-def test_every_missing_and_every_misshapen_variable_is_named(sess, tiny_models):
-    build(tiny_models, n_layer=4, n_ctx=16)
+@pytest.mark.parametrize('changes, named, n_more', [
+    (dict(n_layer=4, n_ctx=16), ['model/wpe has shape [32, 8] instead of [16, 8]', 'model/h2/attn/c_attn/b is missing',
+                                 'model/h2/attn/c_attn/w is missing'], 22),
+    (dict(n_layer=1), ['model/h1/attn/c_attn/b is left over', 'model/h1/attn/c_attn/w is left over',
+                       'model/h1/attn/c_proj/b is left over'], 9),
+    (dict(n_ctx=31), ['model/wpe has shape [32, 8] instead of [31, 8]'], 0)], ids=['more layers', 'fewer layers', 'context'])
+def test_weights_of_another_model_are_refused(sess, tiny_models, changes, named, n_more):
+    """Before anything is restored; the message names the first three variables, and their number."""
+    build(tiny_models, **changes)
     with pytest.raises(ValueError) as error:
         checkpoint.restore(sess, 'tiny', tiny_models)
-    message = str(error.value)
-    for name, _ in tiny.variable_shapes(tiny.hparams(n_layer=4)):
-        missing, misshapen = name.startswith(('model/h2/', 'model/h3/')), name == 'model/wpe'
-        assert (name in message) == (missing or misshapen), name
-    assert '[32, 8]' in message and '[16, 8]' in message
-    assert '\n' not in message
+    prefix = os.path.join(tiny_models, 'tiny', 'model.ckpt')
+    assert str(error.value) == 'the weights in %s.* do not fit hparams.json: %s%s; take both from the same model' % (
+        prefix, ', '.join(named), ' and %d more' % n_more if n_more else '')
+    assert len(sess.run(tf.report_uninitialized_variables())) == len(tf.global_variables())
+
+
+def test_what_a_checkpoint_of_a_training_holds_besides_is_no_matter(sess, tiny_models, tmp_path):
+    """An optimizer's averages under the variables' names, a step, another network."""
+    build(tiny_models)
+    shutil.copytree(os.path.join(tiny_models, 'tiny'), str(tmp_path / 'tiny'))
+    with tf.Graph().as_default(), tf.Session() as other:
+        weights = dict(tiny_weights(), **{name: np.zeros([2]) for name in (
+            'model/wte/Adam', 'model/h0/attn/c_attn/w/Adam_1', 'beta1_power', 'global_step', 'model_b/h5/w', 'other/model/w')})
+        for name, array in weights.items():
+            tf.Variable(tf.placeholder(tf.float32, array.shape), name=name)
+        tiny.assign(other, weights)
+        tf.train.Saver().save(other, str(tmp_path / 'tiny' / 'model.ckpt'))
+    checkpoint.restore(sess, 'tiny', str(tmp_path))
+    assert_same_weights({variable.op.name: sess.run(variable) for variable in tf.global_variables()}, tiny_weights())
 
 
 def refusal(network, models_dir):

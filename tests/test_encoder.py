@@ -337,24 +337,74 @@ def test_missing_model_says_what_there_is_and_how_to_get_it(vocabulary, tmp_path
         encoder.model_folder('demo', files=('vocab.bpe', 'hparams.json'))
 
 
-@pytest.mark.parametrize('name, damage', [
-    ('encoder.json', lambda data: b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>'),
-    ('encoder.json', lambda data: data[:len(data) // 2]),
-    ('encoder.json', lambda data: data.replace(b'"<|endoftext|>"', b'"<|padding|>"')),
-    ('encoder.json', lambda data: data.replace(b'"!": 0, ', b'')),
-    ('vocab.bpe', lambda data: data + b'zq zq\n'),
-    ('vocab.bpe', lambda data: data + b'half\n'),
-    ('vocab.bpe', lambda data: data[:1000] + b'\xff' + data[1000:])],
-    ids=['xml', 'cut', 'no end of text', 'no byte', 'other model', 'half a line', 'not utf-8'])
-def test_damaged_vocabulary_is_reported_as_that(vocabulary, tmp_path, name, damage):
-    folder = str(tmp_path / '117M')
+def change_ids(change):
+    """A damage to encoder.json: its ids, changed in place."""
+    def damage(data):
+        ids = json.loads(data.decode('utf-8'))
+        change(ids)
+        return json.dumps(ids).encode('utf-8')
+    return damage
+
+
+def damaged_encoder(vocabulary, folder, name, damage):
+    """What get_encoder says about the release's vocabulary after damage(content) to one of its files, or None."""
     copy_vocabulary(vocabulary, folder)
     with open(os.path.join(folder, name), 'rb') as file:
         data = damage(file.read())
     with open(os.path.join(folder, name), 'wb') as file:
         file.write(data)
-    with pytest.raises(ValueError, match='117M is damaged .*delete both and fetch them again'):
-        encoder.get_encoder('117M', str(tmp_path))
+    try:
+        encoder.get_encoder(os.path.basename(folder), os.path.dirname(folder))
+    except ValueError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize('name, damage', [
+    ('encoder.json', lambda data: b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>'),
+    ('encoder.json', lambda data: data[:len(data) // 2]),
+    ('encoder.json', lambda data: b'[' * 100000 + b']' * 100000),
+    ('encoder.json', lambda data: b'["!", "a"]'),
+    ('encoder.json', lambda data: b'{}'),
+    ('encoder.json', lambda data: data.replace(b'"<|endoftext|>"', b'"<|padding|>"')),
+    ('encoder.json', lambda data: data.replace(b'"!": 0, ', b'')),
+    ('encoder.json', change_ids(lambda ids: ids.update({'!': '0'}))),
+    ('encoder.json', change_ids(lambda ids: ids.update({'!': [0]}))),
+    ('encoder.json', change_ids(lambda ids: ids.update({'!': 0.0}))),
+    ('encoder.json', change_ids(lambda ids: ids.update({'!': False}))),
+    ('encoder.json', change_ids(lambda ids: ids.update({'!': -1}))),
+    ('encoder.json', change_ids(lambda ids: ids.update({'!': 1}))),
+    ('encoder.json', change_ids(lambda ids: ids.update({'!': 50257}))),
+    ('encoder.json', change_ids(lambda ids: ids.update({'<|padding|>': 50257}))),
+    ('vocab.bpe', lambda data: b''),
+    ('vocab.bpe', lambda data: data[:data.index(b'\n', len(data) // 2) + 1]),
+    ('vocab.bpe', lambda data: data[:data.rindex(b'\n', 0, -1) + 1]),
+    ('vocab.bpe', lambda data: data[data.index(b'\n') + 1:]),
+    ('vocab.bpe', lambda data: data.replace(b'\nh e\n', b'\ni n\n')),
+    ('vocab.bpe', lambda data: data + b'zq zq\n'),
+    ('vocab.bpe', lambda data: data + b'half\n'),
+    ('vocab.bpe', lambda data: data[:1000] + b'\xff' + data[1000:])],
+    ids=['xml', 'cut', 'deep', 'list', 'nothing in it', 'no end of text', 'no byte', 'id a string', 'id a list', 'id a float',
+         'id a bool', 'id below 0', 'id twice', 'id left out', 'symbol of no merge', 'empty', 'cut at a line', 'last line lost',
+         'first line lost', 'a merge twice', 'other model', 'half a line', 'not utf-8'])
+def test_damaged_vocabulary_is_reported_as_that(vocabulary, tmp_path, name, damage):
+    """In one line, with the folder and the remedy."""
+    said = damaged_encoder(vocabulary, str(tmp_path / '117M'), name, damage)
+    assert said is not None
+    assert str(tmp_path / '117M') in said and name in said and ' is damaged (' in said and ' and fetch ' in said
+    assert '\n' not in said and len(said) < 400
+
+
+@pytest.mark.parametrize('damage', [
+    lambda data: data.rstrip(b'\n'), lambda data: data + b'\n\n', lambda data: data.replace(b'\n', b'\r\n')],
+    ids=['no newline at the end', 'blank lines at the end', 'lines of Windows'])
+def test_vocabulary_that_went_through_an_editor_is_whole(vocabulary, tmp_path, damage):
+    assert damaged_encoder(vocabulary, str(tmp_path / '117M'), 'vocab.bpe', damage) is None
+
+
+def test_a_folder_with_the_two_files_alone_has_an_encoder(vocabulary, tmp_path):
+    """As OpenAI's get_encoder: neither hyperparameters nor weights are asked for."""
+    copy_vocabulary(vocabulary, str(tmp_path / 'words'))
+    assert encoder.get_encoder('words', str(tmp_path)).encode('Hello world') == [15496, 995]
 
 
 def test_vocabulary_is_written_as_the_release_has_it(vocabulary, tmp_path):
