@@ -1,4 +1,7 @@
 # make sample                     text from a model, in a virtual environment of its own
+# make download MODEL=345M        a released model; without MODEL, 117M
+# make interactive MODEL=117M     prompts continued; FLAGS='--top_k 40 --temperature 0.7' go to the script, also of make sample
+# make activate                   names the file that a shell sources to run the scripts themselves in that environment
 # make test PYTHON=python3.6      the tests with TensorFlow 1.12.0; PYTEST_ARGS='-k encoder' chooses some
 # make samples                    the files of gpt-2-samples, anew
 # make bench                      how fast it is beside other engines; BENCH_ARGS='--quick' is a short look, '--help' tells more
@@ -25,15 +28,20 @@ no_tensorflow = $(PYTHON) $(if $(version),is Python $(version),does not run): ch
 
 venv := .venv-$(version)-$(shell printf '%s' '$(TENSORFLOW)' | tr -cs 'A-Za-z0-9.' '-')
 python := $(venv)/bin/python
-model := $(if $(wildcard models/demo/hparams.json),demo,117M)
 
-.PHONY: sample samples test bench clean
+.PHONY: sample download interactive activate samples test bench clean
 
 sample: $(venv)/installed
-ifneq ($(model),demo)
-	$(python) download_model.py $(model)
-endif
-	$(python) src/generate_unconditional_samples.py --model_name $(model) --nsamples 1 --top_k 40
+	$(python) src/generate_unconditional_samples.py --model_name $(or $(MODEL),demo) --nsamples 1 --top_k 40 $(FLAGS)
+
+download: $(venv)/installed
+	$(python) download_model.py $(or $(MODEL),117M)
+
+interactive: $(venv)/installed
+	@$(python) src/interactive_conditional_samples.py --model_name $(or $(MODEL),demo) $(FLAGS)
+
+activate: $(venv)/installed
+	@echo '$(abspath $(venv))/bin/activate'
 
 test: $(venv)/installed-for-tests
 	$(python) -m pytest tests -rs $(PYTEST_ARGS)

@@ -45,8 +45,8 @@ def print_error(error):
     """Say on stderr, in one line, what went wrong, and for a package that is missing how to get it."""
     message = ' '.join(str(error).split()) or type(error).__name__
     if isinstance(error, ImportError) and message.startswith('No module named'):
-        message += ('; `make sample` sets up a virtual environment with all that is needed, and README.md, Installation, tells '
-                    'how to do it by hand')
+        message += ('; `source "$(make --silent activate)"` in the repository installs what is needed and uses it, and '
+                    'README.md, Installation, tells other ways')
     print('%s: %s' % (os.path.basename(sys.argv[0]), message), file=sys.stderr)
 
 

@@ -225,7 +225,7 @@ def main(name='wall', coats: int = None):
                          ids=' '.join)
 def test_help_explains_every_flag_whatever_else_is_said(script, arguments):
     status, stdout, stderr = finished(script(HELPED) + arguments)
-    shown = (stdout + stderr).decode('utf-8')
+    shown = stdout.decode('utf-8')
     assert status == 0
     for words in ('Paint something.', '--name', "'wall'", 'what to paint', '--coats', 'None', 'how many layers'):
         assert words in shown, shown
@@ -242,8 +242,8 @@ def test_help_lists_the_commands(script):
     status, stdout, stderr = finished(script('def paint():\n    """Paint something."""\n'
                                              'def sort():\n    """Put in order.\n\n    Slowly."""\n'
                                              'main = {"sort": sort, "paint": paint}') + ['--help'])
-    shown = (stdout + stderr).decode('utf-8')
-    assert status == 0 and 'Slowly' not in shown
+    shown = stdout.decode('utf-8')
+    assert status == 0 and 'Slowly' not in shown and not stderr
     assert shown.index('paint') < shown.index('Paint something.') < shown.index('sort') < shown.index('Put in order.')
 
 
@@ -264,6 +264,17 @@ def test_a_mistyped_flag_is_one_line_and_status_1_and_nothing_is_run(script):
     assert (status, stdout) == (1, b'') and b'it was called' not in stderr
     assert stderr.startswith(b'script.py: ') and stderr.count(b'\n') == 1
     assert b'--nmae' in stderr and b'--name --coats' in stderr
+
+
+def test_a_script_does_not_wait_for_what_tensorflow_still_does_in_a_thread(script):
+    program = script('import threading\ndef main():\n    threading.Thread(target=time.sleep, args=(2 * %d,)).start()' % SECONDS)
+    assert finished(program) == (0, b'', b'')
+
+
+def test_help_does_not_call_h_another_flag(script):
+    """Fire offers the first letter of each flag, and -h is taken."""
+    _, stdout, _ = finished(script('def main(hue=1):\n    """Paint."""') + ['--help'])
+    assert b'--hue' in stdout and b'-h,' not in stdout
 
 
 def test_what_was_printed_before_an_error_is_not_lost(script):

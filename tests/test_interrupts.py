@@ -1,6 +1,7 @@
 """interrupts.py: Ctrl-C at any moment ends a script at once and silently, or lets it finish what it must."""
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -9,9 +10,8 @@ import time
 import pytest
 
 import interrupts
-from test_flags import CTRL_C, ROOT, SECONDS, Conversation, environment, finished, script  # noqa: F401
+from test_flags import ROOT, SECONDS, Conversation, environment, finished, script  # noqa: F401
 
-SCRIPTS = ('generate_unconditional_samples.py', 'interactive_conditional_samples.py', 'evaluate.py', 'train.py')
 AT_ONCE_SECONDS = 5  # where TensorFlow would compute for a minute, and pytest's neighbours keep the cores busy
 INTERRUPTS = pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 
@@ -101,7 +101,7 @@ def test_after_a_block_an_interrupt_ends_the_script_again(script):  # noqa: F811
         assert running.end() == (0, b'')
 
 
-def test_a_block_may_have_a_function_of_its_own_for_every_interrupt(monkeypatch):
+def test_a_block_may_have_a_function_of_its_own_for_every_interrupt():
     heard = []
     with interrupts.interruptible(lambda: heard.append(1)):
         for _ in range(3):
@@ -156,3 +156,85 @@ def test_wait_for_is_the_call_itself():
     assert interrupts.wait_for(sorted, [1, 2], reverse=True) == [2, 1]
     with pytest.raises(ZeroDivisionError):
         interrupts.wait_for(divmod, 7, 0)
+
+
+# Any moment
+
+RANDOM_MOMENTS = '''
+import random, tempfile
+import interrupts
+random.seed({seed})
+
+
+def work(count=1):
+    """What scripts do: import, print, wait for a lock, compute in C, and clean up after an error."""
+    import hashlib, json, threading
+    while True:
+        print(json.dumps(list(range(100))), flush=True)
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 1000)
+        threading.Lock().acquire(timeout=0.001)
+        with interrupts.interruptible() if random.random() < 0.5 else open(os.devnull):
+            try:
+                interrupts.wait_for(time.sleep, 0.001)
+            finally:
+                list(map(str, range(100)))
+
+
+def main():
+    import fire, numpy
+    for moment in range(200):
+        errors = tempfile.TemporaryFile()
+        child = os.fork()
+        if not child:
+            interrupts.end_when_interrupted.cache_clear()  # a thread does not come along into a child
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            os.dup2(errors.fileno(), 2)
+            interrupts.end_when_interrupted()
+            os.write(ready, b"x")
+            flags.run(work)
+        os.read(born, 1)
+        time.sleep(random.uniform(0, 0.05))
+        os.kill(child, random.choice(interrupts.INTERRUPTS))
+        deadline = time.time() + 5
+        ended, status = 0, 0
+        while not ended and time.time() < deadline:
+            ended, status = os.waitpid(child, os.WNOHANG)
+            time.sleep(0.001)
+        errors.seek(0)
+        said = errors.read()
+        if not ended or status or said:
+            print(moment, ended, status, said)
+            os.kill(child, signal.SIGKILL)
+
+
+born, ready = os.pipe()
+'''
+
+
+def test_an_interrupt_at_any_of_200_random_moments_ends_a_script_silently(script):  # noqa: F811
+    seed = random.randrange(10 ** 6)
+    assert finished(script(RANDOM_MOMENTS.format(seed=seed))) == (0, b'', b''), 'seed %d' % seed
+
+
+def listens(pid):
+    """Whether a process has begun to answer SIGTERM, which Python by itself does not."""
+    with open('/proc/%d/status' % pid, encoding='ascii') as file:
+        caught = re.search('SigCgt:\\s*([0-9a-f]+)', file.read()).group(1)
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
+
+@pytest.mark.skipif(not os.path.exists('/proc/self/status'), reason='needs /proc, to see when a process listens')
+@pytest.mark.parametrize('name', ['generate_unconditional_samples.py', 'interactive_conditional_samples.py'])
+def test_an_interrupt_ends_a_sampler_while_it_imports_loads_and_samples(name):
+    """From the script's first import on: what comes before, while Python itself starts, is out of its hands."""
+    for seconds in (0, 0.5, 1, 4):
+        process = subprocess.Popen([sys.executable, os.path.join(ROOT, 'src', name), '--model_name', 'demo', '--batch_size', '64'],
+                                   stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment())
+        process.stdin.write(b'Once\\n' * 99)
+        process.stdin.flush()
+        while not listens(process.pid):
+            time.sleep(0.001)
+        time.sleep(random.uniform(seconds, 2 * seconds + 0.3))
+        process.send_signal(signal.SIGINT)
+        status, stderr = ended(process)
+        assert (status, stderr.replace(b'Model prompt >>> ', b'')) == (0, b''), 'after %g s and more' % seconds
