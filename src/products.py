@@ -85,7 +85,7 @@ def batched_product(a_BTN, b_BNM, one_row, transpose_b=False):
 def on_onednn():
     """Whether oneDNN multiplies: in TensorFlow 2.x on x86 without a GPU, unless it is switched off."""
     return (not tf.__version__.startswith('1.') and platform.machine() in ('x86_64', 'AMD64')
-            and os.environ['TF_ENABLE_ONEDNN_OPTS'] != '0' and not on_gpu())
+            and os.environ['TF_ENABLE_ONEDNN_OPTS'].lower() not in ('0', 'false') and not on_gpu())
 
 
 def on_gpu():

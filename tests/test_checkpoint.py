@@ -1,8 +1,10 @@
 """checkpoint.py: models written by TensorFlow's own Saver are read whole or refused in plain words, and back again."""
+import contextlib
 import json
 import os
-import threading
 import shutil
+import tempfile
+import threading
 
 import numpy as np
 import pytest
@@ -126,6 +128,28 @@ def test_models_dir_may_start_with_the_home_folder(models_dir, tmp_path, monkeyp
     assert os.path.samefile(checkpoint.model_dir('tiny', '~/models'), os.path.join(models_dir, 'tiny'))
 
 
+@pytest.mark.parametrize('models_dir', ['~/mine', '$MINE', '${MINE}/../mine'])
+def test_a_new_model_is_made_where_it_will_be_looked_for(tmp_path, monkeypatch, models_dir):
+    """~ and variables stand for what they stand for in a shell."""
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.setenv('MINE', str(tmp_path / 'mine'))
+    (tmp_path / 'mine').mkdir()
+    folder = checkpoint.new_model_dir('new', models_dir)
+    assert folder == str(tmp_path / 'mine' / 'new')
+    os.mkdir(folder)
+    assert encoder.model_folder('new', models_dir) == folder
+
+
+def test_a_new_model_is_made_in_the_models_of_the_working_directory_or_else_of_the_repository(tmp_path, monkeypatch):
+    (tmp_path / 'here').mkdir()
+    monkeypatch.chdir(str(tmp_path / 'here'))
+    monkeypatch.setattr(encoder, 'REPOSITORY', str(tmp_path))
+    assert checkpoint.new_model_dir('new') == str(tmp_path / 'models' / 'new')
+    (tmp_path / 'here' / 'models').mkdir()
+    assert checkpoint.new_model_dir('new') == str(tmp_path / 'here' / 'models' / 'new')
+    assert checkpoint.new_model_dir(7, str(tmp_path / 'far')) == str(tmp_path / 'far' / '7')
+
+
 # load_hparams
 
 def test_released_hparams_are_read(shared):
@@ -144,8 +168,8 @@ def test_released_hparams_are_read(shared):
     ('{"n_vocab": 257, "n_ctx": 32, "n_embd": 1e400, "n_head": 2, "n_layer": 2}', 'n_embd is inf'),
     ('{"n_vocab": 258, "n_ctx": 32, "n_embd": 8, "n_head": 2, "n_layer": 2}', '257 tokens.*258'),
     ('{"n_vocab": 256, "n_ctx": 32, "n_embd": 8, "n_head": 2, "n_layer": 2}', '257 tokens.*256'),
-    ('[' * 100000 + ']' * 100000, 'nested'), ('[257, 32, 8, 2, 2]', None), ('2', None), ('null', None), ('', None), ('{"n_vocab": 257, ', None),
-    (ERROR_PAGE.decode('ascii'), None)])
+    ('[' * 100000 + ']' * 100000, 'nested'), ('[257, 32, 8, 2, 2]', None), ('2', None), ('null', None), ('', None),
+    ('{"n_vocab": 257, ', None), (ERROR_PAGE.decode('ascii'), None)])
 def test_hparams_that_describe_no_model_are_refused(models_dir, content, said):
     path = tiny_file(models_dir, 'hparams.json')
     overwrite(path, content.encode('utf-8'))
@@ -275,12 +299,79 @@ def test_a_wrong_byte_in_the_index_does_no_harm(network, models_dir):
     assert 0 < n_refused < len(places)
 
 
+def read_everything(network, models_dir):
+    """What a script reads of the tiny model."""
+    encoder.get_encoder('tiny', models_dir)
+    checkpoint.load_hparams('tiny', models_dir)
+    checkpoint.restore(network, 'tiny', models_dir)
+
+
+@contextlib.contextmanager
+def permissions(modes):
+    """{path: mode} during a block, in which root is somebody whom they bind."""
+    for path in modes:
+        os.chmod(path, modes[path])
+    as_root = os.geteuid() == 0
+    try:
+        if as_root:
+            os.seteuid(65534)
+        yield
+    finally:
+        if as_root:
+            os.seteuid(0)
+        for path in modes:
+            os.chmod(path, 0o755)
+
+
+@pytest.fixture
+def open_models_dir(tiny_models):
+    """A copy of the models_dir where everybody may read it: pytest's folders are their owner's alone."""
+    folder = tempfile.mkdtemp()
+    shutil.copytree(os.path.join(tiny_models, 'tiny'), os.path.join(folder, 'tiny'))
+    os.chmod(folder, 0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+on_posix = pytest.mark.skipif(not hasattr(os, 'geteuid'), reason='this system has other permissions')
+
+
+@on_posix
+@pytest.mark.parametrize('name, mode', [('', 0), ('tiny', 0), ('tiny', 0o444)] + [
+    (os.path.join('tiny', name), 0) for name in SEVEN_FILES if name != 'model.ckpt.meta'])
+def test_what_may_not_be_read_is_neither_missing_nor_corrupt(network, open_models_dir, name, mode):
+    """A file; a folder that is closed, or that may be listed but not entered. The message has the path."""
+    path = os.path.join(open_models_dir, name) if name else open_models_dir
+    read_everything(network, open_models_dir)
+    with pytest.raises(PermissionError, match='Permission denied') as error, permissions({path: mode}):
+        read_everything(network, open_models_dir)
+    assert path in str(error.value)
+
+
+@on_posix
+def test_a_folder_that_may_be_entered_but_not_listed(network, open_models_dir):
+    """TensorFlow 1.12 lists it; newer ones need not."""
+    folder = os.path.join(open_models_dir, 'tiny')
+    with permissions({folder: 0o111}):
+        try:
+            read_everything(network, open_models_dir)
+        except PermissionError as error:
+            assert folder in str(error)
+
+
 @pytest.mark.parametrize('content', [b'', ERROR_PAGE, b'\xff\xfe\x00'])
 def test_a_checkpoint_file_that_names_no_weights_is_refused(models_dir, content):
     overwrite(tiny_file(models_dir, 'checkpoint'), content)
     with pytest.raises(ValueError, match='names no checkpoint') as error:
         checkpoint.model_dir('tiny', models_dir)
     assert tiny_file(models_dir, 'checkpoint') in str(error.value)
+
+
+@pytest.mark.parametrize('named', ['/home/somebody/models/old/model.ckpt', '../old/model.ckpt'])
+def test_a_model_that_was_moved_is_found_where_it_is(network, models_dir, named):
+    """TensorFlow's own Saver may write where the weights were when it saved them."""
+    overwrite(tiny_file(models_dir, 'checkpoint'), ('model_checkpoint_path: "%s"\n' % named).encode('utf-8'))
+    assert_same_weights(restored_weights(network, models_dir), tiny_weights())
 
 
 # save
@@ -321,8 +412,12 @@ def test_a_saved_model_is_one_to_tensorflow_too(network, save, tmp_path):
 
 
 def test_saving_again_replaces_the_weights(network, save, tmp_path):
+    """And not the vocabulary, which stays the same while a model is trained."""
+    inodes = []
     for seed in (1, 2):
         save(tiny_weights(seed=seed))
+        inodes.append([os.stat(str(tmp_path / 'mine' / name)).st_ino for name in checkpoint.VOCABULARY_FILES])
+    assert inodes[0] == inodes[1]
     assert sorted(os.listdir(str(tmp_path / 'mine'))) == SEVEN_FILES
     assert_same_weights(restored_weights(network, str(tmp_path), 'mine'), tiny_weights(seed=2))
 

@@ -225,12 +225,55 @@ def test_new_weights_start_as_the_paper_says(sess):
             assert abs(array.std() / expected - 1) < 0.05, name  # 9,216 numbers or more: five standard errors are 0.04
 
 
+def test_what_is_dropped_depends_on_seed_step_layer_and_site(sess):
+    """And on nothing else: a block that is computed again drops the same."""
+    step = tf.placeholder(tf.int32, [])
+
+    def kept(seed, scope, site):
+        with tf.variable_scope(scope):
+            return model.dropout(0.25, seed=seed, step=step)(tf.ones([50, 40]), site) > 0
+
+    choices = [(1, 'h0', 'attn'), (1, 'h0', 'attn'), (1, 'h1', 'attn'), (1, 'h0', 'mlp'), (2, 'h0', 'attn')]
+    tensors = [kept(*choice) for choice in choices]
+    first, again, *others = sess.run(tensors, {step: 3}) + [sess.run(tensors[0], {step: 4})]
+    assert np.array_equal(first, again)
+    for other in others:
+        assert 0.3 < np.mean(other != first) < 0.45  # 2 * 0.25 * 0.75 where nothing is common
+
+
+def test_what_is_dropped_is_what_a_block_adds(sess):
+    """Never the residual stream itself (GPT paper, section 4.1): with everything dropped, a block changes nothing."""
+    hparams = tiny.hparams()
+    tokens_BT = tf.constant(random_tokens(hparams, [2, 5]), tf.int32)
+    hidden_RD = tf.constant(np.random.RandomState(0).standard_normal([10, 8]), tf.float32)
+    for site, changes in (('attn mlp', False), ('attn', True), ('mlp', True)):
+        output_RD, _ = model.block(hparams, hidden_RD, site.replace(' ', '_'), model.context_of(hparams, tokens_BT),
+                                   drop=lambda x, name: x * 0 if name in site.split() else x)
+        sess.run(tf.global_variables_initializer())
+        assert np.array_equal(*sess.run([output_RD, hidden_RD])) != changes
+
+
+def test_weights_of_attention_are_dropped_after_the_softmax(sess):
+    """With all of them dropped, a query finds nothing, and what is left is the bias of the projection."""
+    hparams = tiny.hparams()
+    tokens_BT = tf.constant(random_tokens(hparams, [2, 5]), tf.int32)
+    x_RD = tf.constant(np.random.RandomState(0).standard_normal([10, 8]), tf.float32)
+    attended_RD, _ = model.attention(hparams, x_RD, 'attn', model.context_of(hparams, tokens_BT),
+                                     drop=lambda x, site: {'weights': x * 0}[site])
+    weights = {name[len('model/h0/'):]: array for name, array in tiny.random_weights(hparams).items()}
+    tiny.assign(sess, weights)
+    assert_close(sess.run(attended_RD), np.tile(weights['attn/c_proj/b'], [10, 1]))
+
+
 @pytest.mark.parametrize('values, said', [
     (dict(n_head=3), r'n_head \(3\) does not divide n_embd \(8\)'),
     (dict(n_vocab=0), 'n_vocab is 0'),
     (dict(n_layer=-1), 'n_layer is -1'),
     (dict(n_ctx='32'), "n_ctx is '32'"),
-    (dict(n_embd=None), 'n_embd is None')])
+    (dict(n_embd=None), 'n_embd is None'),
+    (dict(n_layer=True), 'n_layer is True'),
+    (dict(n_ctx=2 ** 31), 'n_ctx is 2147483648; .* 1 to 2147483647'),
+    (dict(n_ctx=10 ** 300), 'n_ctx is 10{59};')])
 def test_hparams_that_fit_no_network_are_refused_before_anything_is_built(values, said):
     with tf.Graph().as_default() as graph:
         tokens_BT = tf.placeholder(tf.int32, [None, None])
@@ -243,6 +286,9 @@ def test_an_unknown_hyperparameter_is_named():
     hparams = model.default_hparams()
     with pytest.raises(ValueError, match='n_heads.*n_head'):
         hparams.override_from_dict({'n_heads': 2, 'n_layer': 3})
+    with pytest.raises(ValueError, match='1001 unknown') as error:
+        hparams.override_from_dict({'token %d' % i: i for i in range(1001)})
+    assert len(str(error.value)) < 200
     assert hparams.n_layer == 12  # refused whole, not half applied
 
 

@@ -48,6 +48,17 @@ def test_every_core_has_a_share(monkeypatch, gpus, n_cores, n_shares):
     assert not (gpus and products.on_onednn())
 
 
+@pytest.mark.parametrize('setting, on', [('1', True), ('0', False), ('false', False), ('False', False)])
+def test_onednn_that_is_switched_off_does_not_multiply(monkeypatch, setting, on):
+    """As TensorFlow reads its own switch."""
+    monkeypatch.setattr(products.platform, 'machine', lambda: 'x86_64')
+    monkeypatch.setattr(products, 'on_gpu', lambda: False)
+    monkeypatch.setenv('TF_ENABLE_ONEDNN_OPTS', setting)
+    assert products.on_onednn() == (on and not tf.__version__.startswith('1.'))
+    monkeypatch.setattr(products.platform, 'machine', lambda: 'aarch64')
+    assert not products.on_onednn()
+
+
 on_onednn = pytest.mark.skipif(tf.__version__.startswith('1.'), reason='TensorFlow 1.x has no oneDNN')
 
 

@@ -261,6 +261,14 @@ def test_a_temperature_towards_0_picks_the_likeliest_token(sess, temperature):
     assert tokens.tolist() == [[0, 2]] * 3
 
 
+@pytest.mark.parametrize('top_k', [0, 2])
+def test_temperature_0_takes_the_first_of_the_likeliest_whatever_the_draw(sess, top_k):
+    hparams, weights = constant_model([1, 3, 3, 0, 3])
+    tokens = sampled(sess, hparams, weights, length=1, start_token=0, batch_size=3, draws=[[0], [0.5], [LARGEST_DRAW]],
+                     temperature=0, top_k=top_k)
+    assert tokens.tolist() == [[0, 1]] * 3
+
+
 # ---- the loop's bookkeeping
 
 def test_each_token_follows_from_the_one_before(sess):
@@ -413,12 +421,14 @@ def test_each_column_is_seen_as_soon_as_there_is_one(sess):
 
 
 def test_ties_with_the_kth_are_drawn_from_the_whole_vocabulary(sess):
-    """Between 1 and 30 tokens of 40 tie with the third, before temperature or only after it: 1e-8 apart, then equal."""
+    """Between 1 and 30 tokens of 40 tie with the third, before scaling or only after it: 1e-8 apart, they are equal beside 100."""
     rows = np.zeros([3, 40], np.float32) - 1
     rows[0, [7, 30]] = 2, 1
     rows[0, 1::2] = np.maximum(rows[0, 1::2], 0)
     rows[1, [5, 6, 20]] = 3, 2, 1
-    rows[2, :10] = np.linspace(1, 1 + 1e-6, 10)
+    rows[2, :10] = np.arange(10) * 1e-8
+    rows[2, 3] = 100
+    assert len(set(rows[2])) == 11 and len(set(rows[2] - 100)) == 3
     draw_B = tf.placeholder(tf.float64, [None])
     for temperature in (1, 1e3):
         token_B = sample.next_tokens(tf.constant(rows), draw_B, temperature=temperature, top_k=3, top_p=1)
@@ -547,11 +557,25 @@ def test_a_prompt_whose_length_is_fed_is_refused_when_the_graph_runs(sess):
         sess.run(tokens_BS, {context_BT: [[1, 2, 3, 4]]})
 
 
+@pytest.mark.parametrize('lengths', [[0, 2], [2, 4], [-1, 2]])
+def test_lengths_of_prompts_that_are_fed_are_refused_when_the_graph_runs(sess, lengths):
+    hparams, weights = counting_model()
+    lengths_B = tf.placeholder(tf.int32, [None])
+    tokens_BS = sample.sample_sequence(hparams=hparams, length=2, context=[[1, 2, 3], [4, 5, 6]], context_lengths=lengths_B)
+    tiny.assign(sess, weights)
+    assert sess.run(tokens_BS, {lengths_B: [1, 3]}).tolist() == [[1, 2, 3, -1, -1], [4, 5, 6, 7, 8]]
+    with pytest.raises(tf.errors.InvalidArgumentError, match='context_lengths must be 1 to the width of context'):
+        sess.run(tokens_BS, {lengths_B: lengths})
+
+
 @pytest.mark.parametrize('options, said', [
     (dict(), 'start_token'),
     (dict(start_token=1, batch_size=1, context=[[1]]), 'start_token'),
     (dict(start_token=1), 'batch_size'),
     (dict(context=np.zeros([2, 0], np.int32)), 'no token'),
+    (dict(context=[[1], [2]], batch_size=3), 'context has 2 rows, and batch_size is 3'),
+    (dict(context=[[1, 2], [3, 4]], context_lengths=[0, 2]), r'1 to the width of context, 2; they are \[0, 2\]'),
+    (dict(context=[[1, 2], [3, 4]], context_lengths=[1, 3]), r'1 to the width of context, 2; they are \[1, 3\]'),
     (dict(context=[[1]], length=-1), 'length is -1'),
     (dict(context=[[1]], temperature=-0.5), 'temperature is -0.5'),
     (dict(context=[[1]], temperature=float('nan')), 'temperature is nan'),
