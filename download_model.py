@@ -3,29 +3,44 @@
 A file is written as <file>.part and gets its name once it is proven right: by its SHA-256 where that is known, else by
 what it says itself. What is there and right is not fetched again; a download that broke off goes on from where it was.
 """
-import argparse
-import collections
-import contextlib
-import hashlib
-import json
 import os
-import re
+import signal
 import sys
-import time
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-    import msvcrt
+INTERRUPTS = signal.SIGINT, signal.SIGTERM  # Ctrl-C, and what Docker, Slurm and kill send
+
+
+def when_interrupted(answer):
+    """From now on Ctrl-C and SIGTERM call a function; one that this process was started to ignore, as by nohup, is ignored."""
+    for number in INTERRUPTS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, answer)
+
+
+def end_at_once(*_):
+    os._exit(130)
+
+
+if __name__ == '__main__':
+    when_interrupted(end_at_once)  # while the others load there is nothing to tidy up
 
 ROOT = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(1, os.path.join(ROOT, 'src'))
 
 try:
+    import argparse
+    import collections
+    import hashlib
+    import http.client
+    import re
+    import time
+
     import requests
-    import tensor_bundle
     from tqdm import tqdm
+
+    import encoder
+    import files
+    import tensor_bundle
 except ImportError as error:
     sys.exit('download_model.py: %s; `python3 -m pip install -r requirements.txt` installs what is needed' % error)
 
@@ -55,26 +70,30 @@ KNOWN = {
     None: {}}  # a model that is no release
 N_VOCAB, N_CTX = 50257, 1024
 LAYERS_HEADS_WIDTH = {'124M': (12, 12, 768), '355M': (24, 16, 1024), '774M': (36, 20, 1280), '1558M': (48, 25, 1600)}
+HPARAMS = ('n_vocab', 'n_ctx', 'n_embd', 'n_head', 'n_layer')
 
 TIMEOUT_SECONDS = 30  # without a byte
 TRIES = 5  # without anything new of the file
 FIRST_WAIT_SECONDS = 1  # between tries, doubled each time
 PIECE_BYTES = 2 ** 16  # written at a time; what is lost when a connection breaks
+MOST_BYTES = 2 ** 26  # of a file whose length only its server knows: all but the weights, whose largest has 2 ** 21
 
 
 def download(name, models_dir, base_url=None):
     """Make models_dir/<name> complete.
 
     base_url: fetch <base_url>/<124M ...>/<file>, from nowhere else; name may then be a model that is no release.
-    Raises ValueError for an impossible name, OSError if a file cannot be fetched or written.
+    Raises ValueError for an impossible name or address, OSError if a file cannot be fetched or written.
     """
     release = NAMES.get(name)
-    if not release and not (base_url and re.match(r'\w[\w.-]*$', name)):
+    if not release and not (base_url and re.match(r'\w[\w.-]*\Z', name)):
         raise ValueError('no released model is called %r; choose from %s' % (name, CHOICES))
+    if base_url and not re.match('(?i)https?://.', base_url):
+        raise ValueError('the base_url is %r; it must begin with http:// or https://' % base_url.rpartition('@')[2])
     folder = os.path.join(os.path.expanduser(os.path.expandvars(models_dir)), name)
     os.makedirs(folder, exist_ok=True)
     addresses = collections.deque([base_url.rstrip('/')] if base_url else ADDRESSES)
-    with turn(folder):
+    with files.folder_lock(folder, lambda holder: note('waiting for %s, which downloads into %s' % (holder, folder))):
         for file in FILES:
             path = os.path.join(folder, file)
             if not is_right(path, release):
@@ -104,11 +123,11 @@ def fetch_from_any(addresses, remote_path, path, release):
         url = '%s/%s' % (addresses[0], remote_path)
         if reasons:
             note(reasons[-1])
-        note('fetching %s' % url)
+        note('fetching %s' % without_password(url))
         try:
             return fetch(url, path, release)
         except (requests.RequestException, ValueError) as error:
-            reasons.append('%s: %s' % (url, in_short(error)))
+            reasons.append('%s: %s' % (without_password(url), in_short(error)))
             addresses.rotate(-1)
     raise OSError('cannot download ' + '; '.join(reasons))
 
@@ -119,10 +138,15 @@ def fetch(url, path, release):
     Raises ValueError if the server does not have it, requests.RequestException if it does not come through,
     OSError if it cannot be written.
     """
+    n_bytes = known_bytes(path, release)
+    if n_bytes is None:  # small, and nothing could tell that two halves do not belong together
+        with files.replacing(path) as part:
+            transfer(url, part, None)
+            return prove(part, path, release)
     part = path + '.part'
     left_over = size_of(part) > 0
     while True:
-        transfer(url, part, known_bytes(path, release))
+        transfer(url, part, n_bytes)
         try:
             prove(part, path, release)
         except ValueError:
@@ -131,6 +155,7 @@ def fetch(url, path, release):
                 raise
             left_over = False
         else:
+            files.sync(part)
             return os.replace(part, path)
 
 
@@ -144,12 +169,15 @@ def transfer(url, part, n_bytes):
         except requests.RequestException as error:
             failures = 1 if size_of(part) > most_bytes else failures + 1
             most_bytes = max(most_bytes, size_of(part))
-            if failures >= TRIES or isinstance(error, ValueError):  # the latter means that there is no such address
+            hopeless = isinstance(error, (ValueError, requests.TooManyRedirects))  # the former: there is no such address
+            if failures >= TRIES or hopeless:
                 raise
             wait_seconds = FIRST_WAIT_SECONDS * 2 ** (failures - 1)
             note('%s; trying again in %g s' % (in_short(error), wait_seconds))
             time.sleep(wait_seconds)
         except OSError as error:  # not the network but this computer
+            if error.filename:  # it could not even be opened
+                raise
             raise OSError('%s: %s; what has come is kept, and the same command goes on from there'
                           % (part, error.strerror or error))
 
@@ -157,8 +185,7 @@ def transfer(url, part, n_bytes):
 def request(url, part, n_bytes):
     """Ask once for what the file part lacks, and append it.
 
-    n_bytes: how long the file is. None if nobody knows: it is then fetched from the beginning, for nothing could tell
-    that two halves do not belong together.
+    n_bytes: how long the file is. None if nobody knows: it is then fetched from the beginning.
     Raises ValueError if the server does not have the file, requests.RequestException if it does not come through,
     OSError if it cannot be written.
     """
@@ -167,20 +194,37 @@ def request(url, part, n_bytes):
         start = 0
     if start == n_bytes:
         return
+    response = get(url, start)
+    if start and (response.status_code == 416 or response.status_code == 206 and what_is_said(response)[0] != start):
+        response.close()  # the server cannot go on from there
+        start = 0
+        response = get(url, start)
+    with response:
+        position, total = what_comes(response, start, n_bytes)
+        most_bytes = MOST_BYTES if total is None else total
+        name = os.path.basename(url)
+        with open(part, 'ab') as file, \
+                tqdm(desc=name, initial=position, total=total, unit='B', unit_scale=True, disable=None) as bar:
+            file.truncate(position)
+            for piece in response.iter_content(PIECE_BYTES):
+                piece = piece[:most_bytes - position]  # a body may have no end
+                file.write(piece)
+                position += len(piece)
+                bar.update(len(piece))
+                if position == most_bytes:
+                    break
+    if total is None and position == most_bytes:
+        raise ValueError('the server sends more than the %d bytes that such a file may have' % most_bytes)
+    if total not in (None, position):
+        raise requests.ConnectionError('the connection broke after %d of %d bytes' % (position, total))
+
+
+def get(url, start):
+    """The server's response, its body still to come, to a request for a file from the byte start on."""
     headers = {'Accept-Encoding': 'identity'}
     if start:
         headers['Range'] = 'bytes=%d-' % start
-    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as response:
-        start, total = what_comes(response, start, n_bytes)
-        name = os.path.basename(url)
-        with open(part, 'ab') as file, \
-                tqdm(desc=name, initial=start, total=total, unit='B', unit_scale=True, disable=None) as bar:
-            file.truncate(start)
-            for piece in response.iter_content(PIECE_BYTES):
-                file.write(piece)
-                bar.update(len(piece))
-    if total not in (None, size_of(part)):
-        raise requests.ConnectionError('the connection broke after %d of %d bytes' % (size_of(part), total))
+    return requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS)
 
 
 def what_comes(response, start, n_bytes):
@@ -189,21 +233,37 @@ def what_comes(response, start, n_bytes):
     start: the first byte that was asked for.
     Raises requests.HTTPError for a server that is out of order, ValueError for one that has not got the file.
     """
-    status = '%d %s' % (response.status_code, response.reason)
-    if response.status_code >= 500 or response.status_code in (408, 429):
+    code = response.status_code
+    status = ('%d %s' % (code, http.client.responses.get(code, ''))).strip()
+    if code >= 500 or code in (408, 429):
         raise requests.HTTPError('the server answers %s' % status)
-    if response.status_code not in (200, 206):
+    if code not in (200, 206):
         raise ValueError('the server answers %s' % status)
-    if response.status_code == 200:  # all of it, asked for or not
-        start = 0
-    elif not response.headers.get('Content-Range', '').startswith('bytes %d-' % start):
+    if response.headers.get('Content-Type', '').startswith('text/html'):
+        raise ValueError('the server sends a web page, as a proxy does, and not the file')
+    if response.headers.get('Content-Encoding', 'identity') != 'identity':
+        raise ValueError('the server, or a proxy, sends the file compressed, which it was asked not to do')
+    first, total = what_is_said(response)
+    if first not in (0, start):
         raise ValueError('the server sends another part of the file than it was asked for')
-    length = response.headers.get('Content-Length')
-    total = n_bytes if length is None else start + int(length)
+    if total is None:
+        total = n_bytes
     if n_bytes not in (None, total):
-        raise ValueError('the server has %d bytes of %s, the file has %d: a proxy, or not the released model?'
-                         % (total, response.headers.get('Content-Type', 'unknown type'), n_bytes))
-    return start, total
+        raise ValueError('the server has %d bytes, the file has %d: a proxy, or not the released model?' % (total, n_bytes))
+    if n_bytes is None and total is not None and total > MOST_BYTES:
+        raise ValueError('the server has %d bytes, such a file may have %d at most' % (total, MOST_BYTES))
+    return first, total
+
+
+def what_is_said(response):
+    """The first byte that a response brings, and how long the whole file is: what its headers say, None for what they do not."""
+    if response.status_code == 200:  # all of it, asked for or not
+        found = re.match(r'[0-9]{1,15}\Z', response.headers.get('Content-Length', ''))
+        return 0, int(found.group()) if found else None
+    found = re.match(r'bytes ([0-9]{1,15})-[0-9]{1,15}/([0-9]{1,15}|\*)\Z', response.headers.get('Content-Range', ''))
+    if not found:
+        return None, None
+    return int(found.group(1)), None if found.group(2) == '*' else int(found.group(2))
 
 
 def known_bytes(path, release):
@@ -219,6 +279,8 @@ def prove(path, final_path, release):
     folder, file = os.path.split(final_path)
     with open(path, 'rb') as opened:
         head = opened.read(100)
+    if not head:
+        raise ValueError('it is empty')
     if file != DATA and head.lstrip(b'\xef\xbb\xbf \t\r\n').startswith(b'<'):
         raise ValueError('it is a web page, as a proxy sends, and not the file')
     n_bytes = known_bytes(final_path, release)
@@ -236,20 +298,49 @@ def prove(path, final_path, release):
             raise ValueError('it speaks of %d bytes of weights, %s has %d'
                              % (data_bytes, release, 4 * n_parameters(release)))
     elif file == META:
-        with open(path, 'rb') as opened:
-            list(tensor_bundle.fields(opened.read()))
-    elif file == 'hparams.json' and release:
+        tensor_bundle.check_meta(path)
+    elif file == 'checkpoint':
+        check_checkpoint(path)
+    elif file == 'hparams.json':
         check_hparams(path, release)
+    elif file == 'encoder.json':
+        if set(map(type, json_object(path).values())) != {int}:
+            raise ValueError('it does not give a number to each symbol')
+    elif file == 'vocab.bpe':
+        if not head.startswith(b'#version'):
+            raise ValueError('it does not begin with a line #version')
+        encoder.Encoder(json_object(os.path.join(folder, 'encoder.json')), encoder.read_merges(path))
+
+
+def check_checkpoint(path):
+    """Raises ValueError unless the file checkpoint names the weights as they are named here."""
+    with open(path, encoding='utf-8', errors='replace') as file:
+        found = re.search(r'^model_checkpoint_path: "(.+)"', file.read(), re.MULTILINE)
+    if not found:
+        raise ValueError('it has no line model_checkpoint_path: "model.ckpt"')
+    if os.path.basename(found.group(1)) != 'model.ckpt':
+        raise ValueError('it names the weights %.60r; only those that are called model.ckpt can be fetched' % found.group(1))
 
 
 def check_hparams(path, release):
-    """Raises ValueError unless hparams.json has the numbers of the release."""
-    n_layer, n_head, n_embd = LAYERS_HEADS_WIDTH[release]
-    wanted = {'n_vocab': N_VOCAB, 'n_ctx': N_CTX, 'n_embd': n_embd, 'n_head': n_head, 'n_layer': n_layer}
-    with open(path, encoding='utf-8') as file:
-        found = json.load(file)
-    if found != wanted:
-        raise ValueError('it has %s instead of %s' % (found, wanted))
+    """Raises ValueError unless hparams.json has the numbers of the release, or for any other model some."""
+    found = json_object(path)
+    if release:
+        n_layer, n_head, n_embd = LAYERS_HEADS_WIDTH[release]
+        wanted = {'n_vocab': N_VOCAB, 'n_ctx': N_CTX, 'n_embd': n_embd, 'n_head': n_head, 'n_layer': n_layer}
+        if found != wanted:
+            raise ValueError('it has %.200s instead of %s' % (found, wanted))
+    missing = [name for name in HPARAMS if type(found.get(name)) is not int]
+    if missing:
+        raise ValueError('it has no whole number for %s' % ', '.join(missing))
+
+
+def json_object(path):
+    """The dict in a JSON file. Raises ValueError if there is none."""
+    try:
+        return encoder.read_json(path)
+    except ValueError:
+        raise ValueError('it is not JSON of the form {"name": value, ...}')
 
 
 def n_parameters(release):
@@ -272,57 +363,23 @@ def size_of(path):
     return os.path.getsize(path) if os.path.exists(path) else 0
 
 
-@contextlib.contextmanager
-def turn(folder):
-    """Wait until no other process downloads into folder, and keep others waiting meanwhile.
-
-    What locks is not that the file is there but the system, which forgets it when the process ends, in whatever way.
-    """
-    path = os.path.join(folder, '.lock')
-    waited = False
-    file = open(path, 'a', encoding='utf-8')
-    while not lock(file):
-        if not waited:
-            note('waiting for another download into %s' % folder)
-        waited = True
-        time.sleep(0.2)
-        file.close()
-        file = open(path, 'a', encoding='utf-8')
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):  # Windows does not remove an open file
-            os.remove(path)
-        file.close()
-
-
-def lock(file):
-    """Lock an open file against other processes.
-
-    Returns False if another one has it, or had it and has removed it since it was opened here.
-    """
-    try:
-        if fcntl:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        else:
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError:
-        pass  # a file system without locks
-    with contextlib.suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(file.fileno()), os.stat(file.name))
-    return False
-
-
 def in_short(error):
     """What a user needs to know of a network error, whose own text is long and nested."""
     if isinstance(error, requests.Timeout) or 'timed out' in str(error):
         return 'no answer for %g seconds' % TIMEOUT_SECONDS
-    if isinstance(error, requests.exceptions.ChunkedEncodingError):
-        return 'the connection broke'
     found = re.search(r'\[(Errno|SSL)[^\'"()]+', str(error))
-    return found.group().strip() if found else str(error)
+    if found:
+        return found.group().strip()
+    if error.args and isinstance(error.args[0], Exception):  # of the libraries below, not for people
+        return 'the connection broke'
+    if isinstance(error, requests.RequestException) and isinstance(error, ValueError):  # its text may show a password
+        return 'this, or what it redirects to, is no address of a server'
+    return str(error)
+
+
+def without_password(url):
+    """A URL less the name and the password that may stand before the host."""
+    return re.sub('//.*@', '//', url)
 
 
 def note(text):
@@ -340,6 +397,7 @@ def main():
                         'variable GPT2_BASE_URL; without it the address of the release, then two mirrors)')
     parser.error = lambda message: sys.exit('download_model.py: %s; --help explains' % message)  # status 1, not 2
     arguments = parser.parse_args()
+    when_interrupted(interrupt)
     try:
         download(arguments.name, arguments.models_dir, arguments.base_url)
     except KeyboardInterrupt:
@@ -347,6 +405,12 @@ def main():
         sys.exit(130)
     except (ValueError, OSError) as error:
         sys.exit('download_model.py: %s' % error)
+
+
+def interrupt(*_):
+    """Stop and tidy up; if another signal comes meanwhile, only stop."""
+    when_interrupted(end_at_once)
+    raise KeyboardInterrupt
 
 
 if __name__ == '__main__':

@@ -51,15 +51,28 @@ def read_index(path):
         offset, position = varint(place, 0)
         n_bytes, position = varint(place, position)
         items += block_items(table, offset, n_bytes)
+    if not items:
+        raise ValueError('it is the index of nothing')
     (_, header), items = items[0], items[1:]  # its key is empty, so it is the first
-    if dict(fields(header)).get(1) != 1 or not items:
-        raise ValueError('it is the index of several data files, or of no tensor')
+    if dict(fields(header)).get(1) != 1:
+        raise ValueError('it is the index of several data files')
     tensors = []
     for key, value in items:
-        entry = dict(fields(value))  # a number that is 0 is left out
-        checksum = int.from_bytes(entry.get(6, b''), 'little')
-        tensors.append(Tensor(key.decode('utf-8'), entry.get(4, 0), entry.get(5, 0), checksum))
+        entry = {4: 0, 5: 0, 6: bytes(4)}  # a number that is 0 is left out
+        entry.update(fields(value))
+        if [type(entry[number]) for number in (4, 5, 6)] != [int, int, bytes]:
+            raise ValueError('the index is damaged: it does not say where a tensor is')
+        tensors.append(Tensor(key.decode('utf-8'), entry[4], entry[5], int.from_bytes(entry[6], 'little')))
+    if not any(tensor.n_bytes for tensor in tensors):
+        raise ValueError('it is the index of no tensor')
     return tensors
+
+
+def check_meta(path):
+    """Raises ValueError if the file is not a .meta, the protocol buffer of a graph, or only a part of one."""
+    with open(path, 'rb') as file:
+        if not isinstance(dict(fields(file.read())).get(2), bytes):  # the graph itself
+            raise ValueError('it is the protocol buffer of something else than a graph')
 
 
 def block_items(table, offset, n_bytes):

@@ -1,13 +1,17 @@
 """The downloader against a server on this machine that breaks in every way a real one has been seen to break."""
+import contextlib
+import gzip
 import hashlib
 import http.server
+import json
 import os
-import random
+import platform
 import re
 import signal
 import socketserver
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -88,6 +92,28 @@ def status(code):
 
 def ignores_range(handler, body, start):
     send(handler, 200, body)
+
+
+def part_of(first, last=None):
+    """An answer with status 206, whichever bytes were asked for, that brings these and no others."""
+    def answer(handler, body, start):
+        brought = body[first:last]
+        content_range = 'bytes %d-%d/%d' % (first, first + len(brought) - 1, len(body))
+        send(handler, 206, brought, headers=[('Content-Range', content_range)])
+    return answer
+
+
+def does_not_end(handler, body, start):
+    """The file and then zeros, in chunks, as long as anybody listens."""
+    handler.send_response(200)
+    handler.send_header('Transfer-Encoding', 'chunked')
+    handler.end_headers()
+    for piece in [body] + [bytes(1000)] * 10 ** 5:
+        handler.wfile.write(b'%x\r\n%s\r\n' % (len(piece), piece))
+
+
+def compressed(handler, body, start):
+    send(handler, 200, gzip.compress(body), headers=[('Content-Encoding', 'gzip')])
 
 
 def stalls_at(upto):
@@ -191,100 +217,7 @@ def wait_until(condition):
         time.sleep(0.01)
 
 
-# Checksums and the index
-
-def test_crc32c_has_the_published_check_value():
-    """Of the catalogue of parametrised CRC algorithms, and of RFC 3720, appendix B.4."""
-    assert tensor_bundle.crc32c([b'123456789']) == 0xe3069283
-    assert tensor_bundle.crc32c([bytes(32)]) == 0x8a9136aa
-    assert tensor_bundle.crc32c([bytes(range(32))]) == 0x46dd794e
-
-
-def test_crc32c_equals_division_bit_by_bit_however_the_bytes_are_cut():
-    draw = random.Random(1)
-    for n_bytes in list(range(20)) + [63, 64, 65, 1000]:
-        data = bytes(draw.randrange(256) for _ in range(n_bytes))
-        register = 0xffffffff
-        for byte in data:
-            register ^= byte
-            for _ in range(8):
-                register = register >> 1 ^ (0x82f63b78 if register & 1 else 0)
-        cut = draw.randint(0, n_bytes)
-        assert tensor_bundle.crc32c([data[:cut], data[cut:]]) == register ^ 0xffffffff
-
-
-def test_index_of_the_release_is_read_as_tensorflow_reads_it(shared):
-    from tf1 import tf
-    folder = os.path.join(shared, '117M')
-    tensors = tensor_bundle.read_index(os.path.join(folder, download_model.INDEX))
-    shapes = tf.train.load_checkpoint(os.path.join(folder, 'model.ckpt')).get_variable_to_shape_map()
-    assert {tensor.name for tensor in tensors} == set(shapes)
-    for tensor in tensors:
-        assert tensor.n_bytes == 4 * multiply(shapes[tensor.name])
-    assert sum(tensor.n_bytes for tensor in tensors) == 497759232
-
-
-def multiply(numbers):
-    product = 1
-    for number in numbers:
-        product *= number
-    return product
-
-
-def test_weights_that_tensorflow_wrote_are_right_until_a_bit_is_wrong(tmp_path, sess):
-    """Tensors of one piece, of several and of none, each with an error in its first, its last and some byte between."""
-    from tf1 import tf
-    n_numbers = tensor_bundle.PIECE_BYTES // 4
-    for name, size in (('one', 1), ('some', 1001), ('full', n_numbers), ('pieces', 2 * n_numbers + 7), ('none', 0)):
-        tf.get_variable(name, [size], initializer=tf.random_normal_initializer())
-    sess.run(tf.global_variables_initializer())
-    prefix = tf.train.Saver().save(sess, str(tmp_path.joinpath('model.ckpt')))
-    index, data = prefix + '.index', prefix + '.data-00000-of-00001'
-    tensor_bundle.check_data(data, index)
-    assert tensor_bundle.data_bytes(index) == os.path.getsize(data)
-    with open(data, 'r+b') as file:
-        for tensor in tensor_bundle.read_index(index):
-            for place in {0, tensor.n_bytes // 3, tensor.n_bytes - 1} if tensor.n_bytes else ():
-                flip(file, tensor.offset + place)
-                with pytest.raises(ValueError, match=r'tensor %s ' % tensor.name):
-                    tensor_bundle.check_data(data, index)
-                flip(file, tensor.offset + place)
-        tensor_bundle.check_data(data, index)
-        file.truncate(tensor_bundle.data_bytes(index) - 1)
-    with pytest.raises(ValueError):
-        tensor_bundle.check_data(data, index)
-
-
-def flip(file, place):
-    """Change one bit of an open file."""
-    file.seek(place)
-    byte = file.read(1)[0]
-    file.seek(place)
-    file.write(bytes([byte ^ 0x10]))
-    file.flush()
-
-
-def test_an_index_with_any_bit_wrong_or_its_end_missing_is_refused(tiny_models, tmp_path):
-    """Or reads the same: some bytes of the format are padding."""
-    with open(os.path.join(tiny_models, 'tiny', download_model.INDEX), 'rb') as file:
-        whole = file.read()
-    path = tmp_path.joinpath('index')
-    path.write_bytes(whole)
-    tensors = tensor_bundle.read_index(str(path))
-    n_refused = 0
-    places = range(0, len(whole), 5)
-    for place in places:
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x11]) + whole[place + 1:])
-        try:
-            assert tensor_bundle.read_index(str(path)) == tensors
-        except ValueError:
-            n_refused += 1
-    assert n_refused > 0.9 * len(places)
-    for n_bytes in range(len(whole)):
-        path.write_bytes(whole[:n_bytes])
-        with pytest.raises(ValueError):
-            tensor_bundle.read_index(str(path))
-
+# What is known of the releases
 
 def test_the_known_checksums_are_those_of_the_released_files(shared, tmp_path):
     """All but the weights, which are not in ../shared; hparams.json has lost its last newline there."""
@@ -315,8 +248,9 @@ def test_a_model_arrives_whole(server, tmp_path):
 
 
 @pytest.mark.parametrize('name, release', [('117M', '124M'), ('124M', '124M'), ('345M', '355M'), ('355M', '355M'),
-                                           ('762M', '774M'), ('774M', '774M'), ('1542M', '1558M'), ('1558M', '1558M')])
-def test_each_release_is_found_under_both_names(server, tmp_path, name, release):
+                                           ('762M', '774M'), ('774M', '774M'), ('744M', '774M'), ('1542M', '1558M'),
+                                           ('1558M', '1558M')])
+def test_each_release_is_found_under_each_of_its_names(server, tmp_path, name, release):
     refuse(server, tmp_path, name, 'checkpoint', '404')
     assert server.requests == [('/%s/checkpoint' % release, None)]
 
@@ -380,6 +314,25 @@ def test_a_mirror_takes_over_where_the_official_address_fails(server, release, t
         ['/124M/checkpoint'] + ['/mirror/124M/' + file for file in download_model.FILES])
 
 
+def test_mirrors_are_tried_in_their_order(server, release, tmp_path, monkeypatch):
+    monkeypatch.setattr(download_model, 'ADDRESSES', (server.url + '/a', server.url + '/b', server.url))
+    download_model.download('124M', str(tmp_path))
+    assert_complete(server, tmp_path, '124M')
+    assert [path for path, _ in server.requests[:3]] == ['/a/124M/checkpoint', '/b/124M/checkpoint', '/124M/checkpoint']
+    with pytest.raises(OSError, match='/a/.*; .*/b/.*; .*/c/'):
+        monkeypatch.setattr(download_model, 'ADDRESSES', tuple(server.url + place for place in ('/a', '/b', '/c')))
+        download_model.download('117M', str(tmp_path))
+
+
+def test_a_mirror_takes_over_from_an_index_that_is_no_use(server, unhashed_release, tmp_path, monkeypatch):
+    for file in download_model.FILES:
+        server.content['/mirror/355M/' + file] = server.content['/355M/' + file]
+    server.content['/mirror/355M/' + download_model.INDEX] = bytes(40) + tensor_bundle.TABLE_END
+    monkeypatch.setattr(download_model, 'ADDRESSES', (server.url + '/mirror', server.url))
+    download_model.download('355M', str(tmp_path))
+    assert_complete(server, tmp_path, '355M')
+
+
 def test_a_mirror_with_other_bytes_is_not_believed(server, release, tmp_path, monkeypatch, capsys):
     path = '/mirror/124M/' + download_model.DATA
     for file in download_model.FILES:
@@ -400,11 +353,11 @@ def test_every_address_gets_a_word_in_the_error(server, tmp_path, monkeypatch):
 
 # Servers that misbehave
 
-def test_5xx_is_tried_again(server, tmp_path):
-    server.answers['/tiny/hparams.json'] = [status(503), status(500), status(429)]
+def test_a_server_that_is_busy_is_tried_again(server, tmp_path):
+    server.answers['/tiny/hparams.json'] = [status(503), status(500), status(429), status(408)]
     download(server, tmp_path)
     assert_complete(server, tmp_path)
-    assert len(server.requests_for('hparams.json')) == 4
+    assert len(server.requests_for('hparams.json')) == 5
 
 
 def test_5xx_without_end_is_given_up(server, tmp_path, monkeypatch):
@@ -424,14 +377,62 @@ def test_404_with_an_xml_body_is_no_file_and_not_tried_again(server, tmp_path):
     assert os.listdir(str(tmp_path.joinpath('tiny'))) == []
 
 
-@pytest.mark.parametrize('page', [PAGE, b'\xef\xbb\xbf' + XML])
+@pytest.mark.parametrize('page, kind, words', [
+    (PAGE, 'text/html; charset=utf-8', 'sends a web page'),
+    (b'\xef\xbb\xbf' + XML, 'application/xml', 'it is a web page|the server has')])
 @pytest.mark.parametrize('file', download_model.FILES)
-def test_a_page_with_status_200_is_no_file(server, release, tmp_path, file, page):
+def test_a_page_with_status_200_is_no_file(server, release, tmp_path, file, page, kind, words):
     for name in ('tiny', '124M'):
         path = '/%s/%s' % (name, file)
-        server.answers[path] = [lambda handler, body, start: send(handler, 200, page, kind='text/html')]
-        refuse(server, tmp_path, name, file, 'it is a web page|bytes of text/html')
+        server.answers[path] = [lambda handler, body, start: send(handler, 200, page, kind=kind)]
+        refuse(server, tmp_path, name, file, words)
         assert not tmp_path.joinpath(name, file + '.part').exists()
+
+
+def test_a_web_page_does_not_cost_what_has_come(server, tmp_path):
+    """A page of unknown length, as a hotel's network sends: the next run goes on."""
+    def page(handler, body, start):
+        handler.send_response(200)
+        handler.send_header('Content-Type', 'text/html')
+        handler.end_headers()
+        handler.wfile.write(PAGE)
+    server.answers['/tiny/' + download_model.DATA] = [breaks_off_at(1000), page]
+    refuse(server, tmp_path, 'tiny', download_model.DATA, 'sends a web page')
+    download(server, tmp_path)
+    assert server.requests_for(download_model.DATA) == [None, 'bytes=1000-', 'bytes=1000-']
+    assert_complete(server, tmp_path)
+
+
+NONSENSE = [b'', b'Welcome to wifi', b'[' * 100000, b'"' + b'\xff' * 50, bytes(1000)]
+
+
+@pytest.mark.parametrize('file, wrong', [(file, body) for file in download_model.FILES[:-1] for body in NONSENSE] + [
+    ('checkpoint', b'model_checkpoint_path: "model.ckpt-100"\n'),
+    ('hparams.json', b'[1, 2]'), ('hparams.json', b'{"n_vocab": 257, "n_ctx": 32, "n_embd": 8, "n_head": "2", "n_layer": 2}'),
+    ('encoder.json', b'["a", "b"]'), ('encoder.json', b'{}'), ('encoder.json', b'{"a": 1, "b": "2"}'),
+    ('vocab.bpe', b'#version: 0.2\na b c\n'), ('vocab.bpe', b'#version: 0.2\na b\n')])
+def test_a_file_of_an_own_model_that_cannot_be_read_gets_no_name(server, tmp_path, file, wrong):
+    """Nor does it take the place of one that is there, and nothing is left of it."""
+    download(server, tmp_path)
+    right_body, server.content['/tiny/' + file] = server.content['/tiny/' + file], wrong
+    with pytest.raises(OSError) as caught:
+        download(server, tmp_path)
+    assert re.match(r'cannot download http://127\.0\.0\.1:\d+/tiny/%s: [^\n]{10,120}\Z' % re.escape(file), str(caught.value))
+    server.content['/tiny/' + file] = right_body
+    assert_complete(server, tmp_path)
+
+
+def test_vocab_bpe_has_to_fit_encoder_json(server, tmp_path):
+    """A merge that makes no token, and a token that no merge makes."""
+    symbols = json.loads(server.content['/tiny/encoder.json'].decode('utf-8'))
+    server.content['/tiny/vocab.bpe'] = b'#version: 0.2\na b\n'
+    refuse(server, tmp_path, 'tiny', 'vocab.bpe', 'have no id')
+    symbols['ab'] = len(symbols)
+    server.content['/tiny/encoder.json'] = json.dumps(symbols).encode('utf-8')
+    download(server, tmp_path)
+    server.content['/tiny/vocab.bpe'] = b'#version: 0.2\n'
+    with pytest.raises(OSError, match='vocab.bpe: .*no merge'):
+        download(server, tmp_path)
 
 
 @pytest.mark.parametrize('name', ['tiny', '124M'])
@@ -451,11 +452,82 @@ def test_a_connection_that_brings_nothing_new_is_given_up(server, tmp_path):
     assert tmp_path.joinpath('tiny', download_model.DATA + '.part').stat().st_size == 1000
 
 
+def test_a_connection_that_never_gets_further_is_given_up(server, tmp_path):
+    """Also where each try begins anew, and goes further than the last one but not than the best one."""
+    def breaks_off_anew_at(upto):
+        return lambda handler, body, start: send(handler, 200, body[:upto], length=len(body))
+    server.answers['/tiny/' + download_model.DATA] = [breaks_off_anew_at(upto) for upto in (2000, 1000)] * 50
+    refuse(server, tmp_path, 'tiny', download_model.DATA, 'the connection broke')
+    assert len(server.requests_for(download_model.DATA)) == download_model.TRIES
+
+
 def test_a_file_that_nobody_knows_is_not_put_together_from_two_halves(server, tmp_path):
-    server.answers['/tiny/vocab.bpe'] = [breaks_off_at(5)]
+    server.answers['/tiny/encoder.json'] = [breaks_off_at(1000)]
     download(server, tmp_path)
-    assert server.requests_for('vocab.bpe') == [None, None]
+    assert server.requests_for('encoder.json') == [None, None]
     assert_complete(server, tmp_path)
+
+
+@pytest.mark.parametrize('file', download_model.FILES)
+def test_a_body_without_an_end_stops_where_the_file_should(server, release, tmp_path, monkeypatch, file):
+    """A known length is all that is read, and it may be right; of another file some are, and nothing is left of them."""
+    monkeypatch.setattr(download_model, 'MOST_BYTES', 40000)
+    for name in ('tiny', '124M'):
+        server.answers['/%s/%s' % (name, file)] = [does_not_end]
+    download(server, tmp_path, '124M')
+    assert_complete(server, tmp_path, '124M')
+    if file == download_model.DATA:
+        download(server, tmp_path)
+        assert_complete(server, tmp_path)
+    else:
+        refuse(server, tmp_path, 'tiny', file, 'more than the 40000 bytes')
+        assert len(server.requests_for(file)) == 2
+        assert not tmp_path.joinpath('tiny', file + '.part').exists()
+
+
+def test_a_small_file_that_is_said_to_be_huge_is_not_fetched(server, tmp_path):
+    server.answers['/tiny/checkpoint'] = [lambda handler, body, start: send(handler, 200, body, length=2 ** 26 + 1)]
+    refuse(server, tmp_path, 'tiny', 'checkpoint', '67108865 bytes, .* 67108864 at most')
+
+
+@pytest.mark.parametrize('file', ['vocab.bpe', download_model.DATA])
+def test_a_compressed_body_is_told_as_such(server, tmp_path, file):
+    server.answers['/tiny/' + file] = [compressed]
+    refuse(server, tmp_path, 'tiny', file, 'compressed')
+    assert len(server.requests_for(file)) == 1
+
+
+def test_a_body_that_is_not_compressed_is_asked_for(server, tmp_path):
+    """A server may compress for whoever does not say so."""
+    def as_asked(handler, body, start):
+        (right if handler.headers['Accept-Encoding'] == 'identity' else compressed)(handler, body, start)
+    server.answers = {'/tiny/' + file: [as_asked] for file in download_model.FILES}
+    download(server, tmp_path)
+    assert_complete(server, tmp_path)
+
+
+@pytest.mark.parametrize('length', ['no number', '-5', '9' * 5000, '\xb2', ''])
+def test_a_length_that_is_none_is_not_believed(server, tmp_path, length):
+    server.answers = {'/tiny/' + file: [lambda handler, body, start: send(handler, 200, body, length=length)]
+                      for file in ('checkpoint', download_model.DATA)}
+    download(server, tmp_path)
+    assert_complete(server, tmp_path)
+
+
+def test_a_server_that_hangs_up_without_a_word_is_told_in_plain_words(server, tmp_path):
+    server.answers['/tiny/checkpoint'] = [lambda handler, body, start: None] * 99
+    refuse(server, tmp_path, 'tiny', 'checkpoint', 'checkpoint: the connection broke$')
+
+
+def test_a_redirect_is_followed_and_one_in_a_circle_given_up_at_once(server, tmp_path):
+    def to(path):
+        return lambda handler, body, start: send(handler, 302, b'', headers=[('Location', path)])
+    server.answers['/tiny/checkpoint'] = [to('/elsewhere')]
+    server.content['/elsewhere'] = server.content['/tiny/checkpoint']
+    server.answers['/tiny/vocab.bpe'] = [to('/tiny/vocab.bpe')] * 99
+    refuse(server, tmp_path, 'tiny', 'vocab.bpe', '30 redirects')
+    assert tmp_path.joinpath('tiny', 'checkpoint').exists()
+    assert len(server.requests_for('vocab.bpe')) < 35
 
 
 def test_a_server_that_ignores_range_is_read_from_the_beginning(server, tmp_path):
@@ -465,11 +537,40 @@ def test_a_server_that_ignores_range_is_read_from_the_beginning(server, tmp_path
     assert_complete(server, tmp_path)
 
 
-def test_another_range_than_was_asked_for_is_refused(server, tmp_path):
-    def from_the_beginning(handler, body, start):
-        send(handler, 206, body, headers=[('Content-Range', 'bytes 0-%d/%d' % (len(body) - 1, len(body)))])
-    server.answers['/tiny/' + download_model.DATA] = [breaks_off_at(1000), from_the_beginning]
+@pytest.mark.parametrize('answer', [status(416), part_of(0), part_of(500), part_of(0, 50)])
+def test_a_server_that_cannot_go_on_is_asked_for_all_of_it(server, tmp_path, answer):
+    """Whether the part is of this run or of an earlier one."""
+    path = '/tiny/' + download_model.DATA
+    server.answers[path] = [breaks_off_at(1000), answer]
+    download(server, tmp_path)
+    assert_complete(server, tmp_path)
+    os.rename(str(tmp_path.joinpath('tiny', download_model.DATA)), str(tmp_path.joinpath('tiny', download_model.DATA + '.part')))
+    with open(str(tmp_path.joinpath('tiny', download_model.DATA + '.part')), 'r+b') as file:
+        file.truncate(1000)
+    server.answers[path] = [answer]
+    download(server, tmp_path)
+    assert_complete(server, tmp_path)
+    assert server.requests_for(download_model.DATA) == [None, 'bytes=1000-', None, 'bytes=1000-', None]
+
+
+def test_what_has_come_is_kept_until_a_better_answer_is_there(server, tmp_path):
+    """From a server that has only a shorter file nothing is taken."""
+    server.answers['/tiny/' + download_model.DATA] = [
+        breaks_off_at(1000), status(416), lambda handler, body, start: send(handler, 200, b'short')]
+    refuse(server, tmp_path, 'tiny', download_model.DATA, 'the server has 5 bytes')
+    assert tmp_path.joinpath('tiny', download_model.DATA + '.part').stat().st_size == 1000
+
+
+def test_another_part_than_was_asked_for_is_refused(server, tmp_path):
+    server.answers['/tiny/' + download_model.DATA] = [part_of(500)] * 99
     refuse(server, tmp_path, 'tiny', download_model.DATA, 'another part')
+
+
+def test_a_server_that_sends_less_than_the_rest_is_asked_for_what_lacks(server, tmp_path):
+    server.answers['/tiny/' + download_model.DATA] = [breaks_off_at(1000), part_of(1000, 2000)]
+    download(server, tmp_path)
+    assert server.requests_for(download_model.DATA) == [None, 'bytes=1000-', 'bytes=2000-']
+    assert_complete(server, tmp_path)
 
 
 def test_a_server_that_does_not_tell_the_length_will_do(server, tmp_path):
@@ -486,9 +587,7 @@ def test_a_stall_is_a_break(server, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(download_model, 'TIMEOUT_SECONDS', 0.3)
     server.answers['/tiny/' + download_model.DATA] = [stalls_at(500)]
     server.answers['/tiny/vocab.bpe'] = [lambda handler, body, start: server.go_on.wait(20)]
-    started = time.time()
     download(server, tmp_path)
-    assert time.time() - started < 5
     assert_complete(server, tmp_path)
     assert server.requests_for(download_model.DATA)[:2] == [None, 'bytes=500-']
     assert capsys.readouterr().err.count('no answer for 0.3 seconds') >= 2
@@ -509,7 +608,7 @@ def test_wrong_bytes_of_the_right_length_are_refused(server, release, tmp_path, 
 def test_a_wrong_length_is_refused(server, release, tmp_path, name, change):
     path = '/%s/%s' % (name, download_model.DATA)
     server.content[path] = server.content[path][:-1] + change
-    refuse(server, tmp_path, name, download_model.DATA, r'has %d bytes .* has \d+' % len(server.content[path]))
+    refuse(server, tmp_path, name, download_model.DATA, r'has %d bytes, .* has \d+' % len(server.content[path]))
 
 
 # What an earlier run has left
@@ -536,19 +635,85 @@ def test_a_whole_part_only_gets_its_name(server, tmp_path):
     assert server.requests_for(download_model.DATA) == []
 
 
-def test_ctrl_c_says_so_and_the_next_run_goes_on(server, tmp_path):
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_say_so_and_the_next_run_goes_on(server, tmp_path, number):
     server.answers['/tiny/' + download_model.DATA] = [stalls_at(10000)]
     process = start(server, tmp_path)
     part = tmp_path.joinpath('tiny', download_model.DATA + '.part')
     wait_until(lambda: download_model.size_of(str(part)))
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     code, lines = finish(process)
     assert code == 130
-    assert 'stopped' in lines[-1]
+    assert lines[-1] == 'download_model.py: stopped; the same command goes on from here'
     kept = part.stat().st_size
+    assert not tmp_path.joinpath('tiny', '.lock').exists()
     download(server, tmp_path)
     assert_complete(server, tmp_path)
     assert server.requests_for(download_model.DATA) == [None, 'bytes=%d-' % kept]
+
+
+def test_ctrl_c_in_a_small_file_leaves_nothing_of_it(server, tmp_path):
+    server.answers['/tiny/encoder.json'] = [stalls_at(1000)]
+    process = start(server, tmp_path)
+    wait_until(lambda: tmp_path.joinpath('tiny', 'encoder.json.part').exists())
+    process.send_signal(signal.SIGINT)
+    assert finish(process)[0] == 130
+    assert sorted(os.listdir(str(tmp_path.joinpath('tiny')))) == ['checkpoint', 'hparams.json']
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize('package', ['argparse', 'requests', 'tensor_bundle'])
+def test_ctrl_c_while_the_script_loads_is_silent(tmp_path, package, number):
+    """A package that says when it is loaded, and takes its time, stands in for a slow disk."""
+    tmp_path.joinpath(package + '.py').write_text(u'import sys, time\nprint("loading", flush=True)\ntime.sleep(20)\n')
+    program = tmp_path.joinpath('download_model.py')
+    program.write_bytes(open(SCRIPT, 'rb').read())
+    tmp_path.joinpath('src').symlink_to(os.path.join(os.path.dirname(SCRIPT), 'src'))
+    process = subprocess.Popen([sys.executable, str(program), '124M'], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.readline() == b'loading\n'
+    process.send_signal(number)
+    assert process.communicate(timeout=20) == (b'', b'')
+    assert process.returncode == 130
+
+
+def test_a_second_ctrl_c_ends_at_once(server, tmp_path):
+    """Whatever keeps the first one from tidying up."""
+    program = '''
+import sys, time
+sys.path.insert(0, %r)
+import download_model
+def note(text):
+    print(text, file=sys.stderr, flush=True)
+    if 'stopped' in text:
+        time.sleep(20)
+download_model.note = note
+download_model.main()
+''' % os.path.dirname(SCRIPT)
+    server.answers['/tiny/checkpoint'] = [lambda handler, body, start: server.go_on.wait(20)]
+    process = subprocess.Popen([sys.executable, '-c', program, 'tiny', '--models_dir', str(tmp_path), '--base_url', server.url],
+                               stderr=subprocess.PIPE)
+    process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    assert b'stopped' in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    assert finish(process) == (130, [])
+
+
+def test_a_signal_that_is_ignored_stays_ignored(server, tmp_path):
+    """As under nohup, and for Ctrl-C behind the & of a script."""
+    def ignore():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def when_told(handler, body, start):
+        server.go_on.wait(20)
+        right(handler, body, start)
+    server.answers['/tiny/checkpoint'] = [when_told]
+    process = start(server, tmp_path, preexec_fn=ignore)
+    wait_until(lambda: server.requests)
+    process.send_signal(signal.SIGINT)
+    server.go_on.set()
+    assert finish(process)[0] == 0
+    assert_complete(server, tmp_path)
 
 
 def test_a_killed_download_is_resumed_and_locks_nobody_out(server, tmp_path):
@@ -574,22 +739,53 @@ def test_parallel_downloads_take_turns(server, tmp_path):
     first = start(server, tmp_path)
     wait_until(lambda: server.requests_for(download_model.DATA))
     second = start(server, tmp_path)
-    assert b'waiting for another download' in second.stderr.readline()
+    waiting = 'waiting for process %d on %s, which downloads into %s\n' % (first.pid, platform.node(), tmp_path.joinpath('tiny'))
+    assert second.stderr.readline().decode('utf-8') == waiting
     server.go_on.set()
     assert [finish(process)[0] for process in (first, second)] == [0, 0]
     assert_complete(server, tmp_path)
     assert len(server.requests_for(download_model.DATA)) == 1
 
 
-def test_a_lock_that_its_owner_has_removed_meanwhile_is_none(tmp_path):
-    """Else two could hold one each: on the file that is gone, and on the new one."""
-    path = str(tmp_path.joinpath('.lock'))
-    with open(path, 'a', encoding='utf-8') as opened_before:
-        os.remove(path)
-        assert not download_model.lock(opened_before)
-        with open(path, 'a', encoding='utf-8') as opened_after:
-            assert not download_model.lock(opened_before)
-            assert download_model.lock(opened_after)
+@contextlib.contextmanager
+def without_rights():
+    """A folder of one who is not root, and the rights of one who is not either, where root runs the tests."""
+    root = os.geteuid() == 0
+    with tempfile.TemporaryDirectory() as folder:
+        if root:
+            os.chown(folder, 65534, -1)
+            os.seteuid(65534)
+        try:
+            yield folder
+        finally:
+            if root:
+                os.seteuid(0)
+
+
+@pytest.mark.parametrize('file, mode', [('vocab.bpe', 0o000), ('model.ckpt.index', 0o000), ('', 0o000), ('', 0o500)])
+def test_what_may_not_be_read_or_written_is_told_as_such(server, release, file, mode):
+    """And is neither called damaged nor fetched again."""
+    with without_rights() as folder:
+        download_model.download('124M', folder, server.url)
+        n_requests = len(server.requests)
+        path = os.path.join(folder, '124M', file)
+        os.chmod(path, mode)
+        with pytest.raises(PermissionError, match='Permission denied: .*/124M/%s' % file) as caught:
+            download_model.download('124M', folder, server.url)
+        os.chmod(path, 0o700)
+        assert 'goes on' not in str(caught.value)
+        assert len(server.requests) == n_requests
+
+
+def test_a_part_that_may_not_be_written_is_told_as_such(server, tmp_path):
+    leave(tmp_path, b'')
+    part = tmp_path.joinpath('tiny', download_model.DATA + '.part')
+    part.unlink()
+    part.mkdir()
+    with pytest.raises(OSError) as caught:
+        download(server, tmp_path)
+    assert str(part) in str(caught.value)
+    assert 'goes on' not in str(caught.value)
 
 
 def test_a_full_disk_is_one_line(server, tmp_path):
@@ -614,7 +810,9 @@ def test_help_shows_every_flag_with_its_default(monkeypatch, capsys, tmp_path):
 
 @pytest.mark.parametrize('arguments, words', [
     (['118M'], '124M .*117M.*1558M'), ([], 'name'), (['124M', '--model_dir', 'x'], '--model_dir'),
-    (['../x', '--base_url', 'http://127.0.0.1:9'], '124M'), (['tiny'], '124M')])
+    (['../x', '--base_url', 'http://127.0.0.1:9'], '124M'), (['x\n', '--base_url', 'http://127.0.0.1:9'], '124M'),
+    (['tiny'], '124M'), (['tiny', '--base_url', 'no/scheme'], "'no/scheme'.*http://"),
+    (['tiny', '--base_url', 'user:secret@host/x'], "'host/x'.*http://")])
 def test_a_wrong_call_is_one_line(monkeypatch, capsys, arguments, words):
     monkeypatch.delenv('GPT2_BASE_URL', raising=False)
     code, line = command(arguments, monkeypatch, capsys)
@@ -623,19 +821,44 @@ def test_a_wrong_call_is_one_line(monkeypatch, capsys, arguments, words):
     assert '\n' not in line
 
 
-@pytest.mark.parametrize('base_url, words', [
-    ('http://127.0.0.1:9', r'\[Errno \d+\] Connection refused$'), ('no/scheme', 'scheme')])
-def test_no_network_is_one_line(server, tmp_path, monkeypatch, capsys, base_url, words):
-    code, line = command(['124M', '--models_dir', str(tmp_path), '--base_url', base_url], monkeypatch, capsys)
+def test_no_network_is_one_line(server, tmp_path, monkeypatch, capsys):
+    code, line = command(['124M', '--models_dir', str(tmp_path), '--base_url', 'http://127.0.0.1:9'], monkeypatch, capsys)
     assert code == 1
-    assert re.search(words, line)
+    assert re.search(r'\[Errno \d+\] Connection refused$', line)
     assert len(line) < 250 and '\n' not in line
 
 
-def test_an_address_that_is_none_is_not_tried_again(tmp_path, capsys):
-    with pytest.raises(OSError):
-        download_model.download('124M', str(tmp_path), 'no/scheme')
+@pytest.mark.parametrize('base_url', ['http://', 'http:///x', 'http://[::1', 'http://host:port/', 'http://:0/'])
+def test_an_address_that_is_none_is_not_tried_again(tmp_path, monkeypatch, capsys, base_url):
+    monkeypatch.setattr(download_model, 'FIRST_WAIT_SECONDS', 0.001)
+    code, line = command(['124M', '--models_dir', str(tmp_path), '--base_url', base_url], monkeypatch, capsys)
+    assert code == 1
+    assert len(line) < 300 and '\n' not in line
     assert 'trying again' not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('address', ['http://me:secret@%s', 'http://me:sec/ret@%s', 'http://me:sec#ret@%s', 'http://me:s@ecret@%s',
+                                     'http://me:secret@%s:port'])
+@pytest.mark.parametrize('works', [True, False])
+def test_a_password_is_used_and_never_shown(server, tmp_path, monkeypatch, capsys, address, works):
+    """Whether the address is one or not."""
+    if not works:
+        server.answers['/tiny/checkpoint'] = [status(503), lambda handler, body, start: None, status(404)]
+    sent = []
+    monkeypatch.setattr(Handler, 'parse_request', lambda handler: (
+        http.server.BaseHTTPRequestHandler.parse_request(handler) and (sent.append(handler.headers['Authorization']) or True)))
+    base_url = address % server.url.split('//')[1]
+    try:
+        download_model.download('tiny', str(tmp_path), base_url)
+        error = ''
+    except OSError as caught:
+        error = str(caught)
+    said = capsys.readouterr().err.replace(str(tmp_path), '') + error
+    assert '127.0.0.1' in said
+    for word in ('sec', 'ret', 'me:'):
+        assert word not in said
+    if address == 'http://me:secret@%s':
+        assert set(sent) == {'Basic bWU6c2VjcmV0'}
 
 
 def test_the_environment_may_name_the_server(server, tmp_path):
@@ -646,6 +869,29 @@ def test_the_environment_may_name_the_server(server, tmp_path):
     assert process.returncode == 0, error
     assert output == b''
     assert_complete(server, tmp_path)
+
+
+@pytest.mark.parametrize('models_dir', ['~/models', '$PLACE/models', '${PLACE}/models'])
+def test_a_home_and_variables_in_models_dir_are_meant(server, tmp_path, monkeypatch, models_dir):
+    """An = before a ~ keeps the shell from it: --models_dir=~/models."""
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.setenv('PLACE', str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    download_model.download('tiny', models_dir, server.url)
+    assert_complete(server, tmp_path.joinpath('models'))
+
+
+def test_the_images_have_what_the_downloader_imports_before_they_fetch_the_model():
+    """And no more of the code, so that a change of the rest does not fetch it again."""
+    root = os.path.dirname(SCRIPT)
+    program = ('import sys; before = set(sys.modules); sys.path.insert(0, %r); import download_model; print(" ".join(sorted('
+               'name for name, module in sys.modules.items() if (getattr(module, "__file__", None) or "").startswith(%r))))'
+               % (root, os.path.join(root, 'src')))
+    imported = subprocess.check_output([sys.executable, '-c', program], universal_newlines=True, timeout=20).split()
+    for kind in ('cpu', 'gpu'):
+        with open(os.path.join(root, 'Dockerfile.' + kind), encoding='utf-8') as file:
+            before_the_model = file.read().split('RUN python3 download_model.py')[0]
+        assert sorted(re.findall(r'src/(\w+)\.py', before_the_model)) == imported
 
 
 def test_windows_can_import_it():

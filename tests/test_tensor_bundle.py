@@ -1,0 +1,203 @@
+"""The reader of a checkpoint's files against TensorFlow, against arithmetic bit by bit, and against damage."""
+import os
+import random
+
+import pytest
+
+import tensor_bundle
+
+
+def test_crc32c_has_the_published_check_value():
+    """Of the catalogue of parametrised CRC algorithms, and of RFC 3720, appendix B.4."""
+    assert tensor_bundle.crc32c([b'123456789']) == 0xe3069283
+    assert tensor_bundle.crc32c([bytes(32)]) == 0x8a9136aa
+    assert tensor_bundle.crc32c([bytes(range(32))]) == 0x46dd794e
+
+
+def test_crc32c_equals_division_bit_by_bit_however_the_bytes_are_cut():
+    draw = random.Random(1)
+    for n_bytes in list(range(20)) + [63, 64, 65, 1000]:
+        data = bytes(draw.randrange(256) for _ in range(n_bytes))
+        register = 0xffffffff
+        for byte in data:
+            register ^= byte
+            for _ in range(8):
+                register = register >> 1 ^ (0x82f63b78 if register & 1 else 0)
+        cut = draw.randint(0, n_bytes)
+        assert tensor_bundle.crc32c([data[:cut], data[cut:]]) == register ^ 0xffffffff
+
+
+def test_index_of_the_release_is_read_as_tensorflow_reads_it(shared):
+    from tf1 import tf
+    folder = os.path.join(shared, '117M')
+    tensors = tensor_bundle.read_index(os.path.join(folder, 'model.ckpt.index'))
+    shapes = tf.train.load_checkpoint(os.path.join(folder, 'model.ckpt')).get_variable_to_shape_map()
+    assert {tensor.name for tensor in tensors} == set(shapes)
+    for tensor in tensors:
+        assert tensor.n_bytes == 4 * multiply(shapes[tensor.name])
+    assert sum(tensor.n_bytes for tensor in tensors) == 497759232
+
+
+def multiply(numbers):
+    product = 1
+    for number in numbers:
+        product *= number
+    return product
+
+
+def test_weights_that_tensorflow_wrote_are_right_until_a_bit_is_wrong(tmp_path, sess):
+    """Tensors of one piece, of several and of none, each with an error in its first, its last and some byte between."""
+    from tf1 import tf
+    n_numbers = tensor_bundle.PIECE_BYTES // 4
+    for name, size in (('one', 1), ('some', 1001), ('full', n_numbers), ('pieces', 2 * n_numbers + 7), ('none', 0)):
+        tf.get_variable(name, [size], initializer=tf.random_normal_initializer())
+    sess.run(tf.global_variables_initializer())
+    prefix = tf.train.Saver().save(sess, str(tmp_path.joinpath('model.ckpt')))
+    index, data = prefix + '.index', prefix + '.data-00000-of-00001'
+    tensor_bundle.check_data(data, index)
+    assert tensor_bundle.data_bytes(index) == os.path.getsize(data)
+    with open(data, 'r+b') as file:
+        for tensor in tensor_bundle.read_index(index):
+            for place in {0, tensor.n_bytes // 3, tensor.n_bytes - 1} if tensor.n_bytes else ():
+                flip(file, tensor.offset + place)
+                with pytest.raises(ValueError, match=r'tensor %s ' % tensor.name):
+                    tensor_bundle.check_data(data, index)
+                flip(file, tensor.offset + place)
+        tensor_bundle.check_data(data, index)
+        file.truncate(tensor_bundle.data_bytes(index) - 1)
+    with pytest.raises(ValueError):
+        tensor_bundle.check_data(data, index)
+
+
+def flip(file, place):
+    """Change one bit of an open file."""
+    file.seek(place)
+    byte = file.read(1)[0]
+    file.seek(place)
+    file.write(bytes([byte ^ 0x10]))
+    file.flush()
+
+
+def test_an_index_with_any_bit_wrong_or_its_end_missing_is_refused(tiny_models, tmp_path):
+    """Or reads the same: some bytes of the format are padding."""
+    with open(os.path.join(tiny_models, 'tiny', 'model.ckpt.index'), 'rb') as file:
+        whole = file.read()
+    path = tmp_path.joinpath('index')
+    path.write_bytes(whole)
+    tensors = tensor_bundle.read_index(str(path))
+    n_refused = 0
+    places = range(0, len(whole), 5)
+    for place in places:
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x11]) + whole[place + 1:])
+        try:
+            assert tensor_bundle.read_index(str(path)) == tensors
+        except ValueError:
+            n_refused += 1
+    assert n_refused > 0.9 * len(places)
+    for n_bytes in range(len(whole)):
+        path.write_bytes(whole[:n_bytes])
+        with pytest.raises(ValueError):
+            tensor_bundle.read_index(str(path))
+
+
+# Indices as TensorFlow would not write them
+
+HEADER = b'\x08\x01'  # one data file
+
+
+def number(value):
+    """A number as an index has it: 7 bits a byte, the lowest first."""
+    return bytes([value & 0x7f | 0x80]) + number(value >> 7) if value > 0x7f else bytes([value])
+
+
+def tensor(offset, n_bytes, checksum=b'\x35' + bytes(4)):
+    return b'\x20' + number(offset) + b'\x28' + number(n_bytes) + checksum
+
+
+def block(items, compression=b'\0'):
+    """A block with its checksum: items is a list of (key, value), each key written in full."""
+    body = b''.join(b'\0' + number(len(key)) + number(len(value)) + key + value for key, value in items)
+    body += bytes(4) + b'\1\0\0\0'  # the search begins at the first
+    crc = tensor_bundle.masked(tensor_bundle.crc32c([body, compression]))
+    return body + compression + crc.to_bytes(4, 'little')
+
+
+def place(offset, written):
+    return number(offset) + number(len(written) - 5)
+
+
+def write(path, items, **options):
+    """Write an index of these items, and return its path: their block, one that points to it, the footer."""
+    data = block(items, **options)
+    pointer = block([(b'~', place(0, data))])
+    footer = place(0, block([])) + place(len(data), pointer)
+    path.write_bytes(data + pointer + footer.ljust(40, b'\0') + tensor_bundle.TABLE_END)
+    return str(path)
+
+
+def test_the_data_reach_to_the_end_of_the_last_tensor_whatever_its_name(tmp_path):
+    path = write(tmp_path.joinpath('index'), [(b'', HEADER), (b'a', tensor(300, 700)), (b'b', tensor(0, 300))])
+    assert tensor_bundle.data_bytes(path) == 1000
+
+
+def test_tensors_are_checked_wherever_they_lie(tmp_path):
+    checksums = [b'\x35' + tensor_bundle.masked(tensor_bundle.crc32c([piece])).to_bytes(4, 'little')
+                 for piece in (b'first', b'last')]
+    path = write(tmp_path.joinpath('index'), [(b'', HEADER), (b'a', tensor(5, 4, checksums[1])),
+                                              (b'b', tensor(0, 5, checksums[0]))])
+    data = tmp_path.joinpath('data')
+    data.write_bytes(b'firstlast')
+    tensor_bundle.check_data(str(data), path)
+    data.write_bytes(b'fir?tlast')
+    with pytest.raises(ValueError, match='tensor b '):
+        tensor_bundle.check_data(str(data), path)
+
+
+@pytest.mark.parametrize('items, compression, words', [
+    ([(b'', b'\x08\x02'), (b'a', tensor(0, 4))], b'\0', 'several data files'),
+    ([(b'', b''), (b'a', tensor(0, 4))], b'\0', 'several data files'),
+    ([(b'', HEADER)], b'\0', 'no tensor'),
+    ([(b'', HEADER), (b'a', tensor(0, 0))], b'\0', 'no tensor'),
+    ([], b'\0', 'of nothing'),
+    ([(b'', HEADER), (b'a', tensor(0, 4))], b'\1', 'compressed'),
+    ([(b'', HEADER), (b'a', b'\x22\x01x')], b'\0', 'where a tensor is'),  # an offset that is text
+    ([(b'', HEADER), (b'a', tensor(0, 4, b'\x30\x01'))], b'\0', 'where a tensor is'),  # a checksum that is a number
+    ([(b'', HEADER), (b'\xff', tensor(0, 4))], b'\0', 'utf-8')])
+def test_an_index_that_is_whole_but_no_use_is_refused(tmp_path, items, compression, words):
+    path = write(tmp_path.joinpath('index'), items, compression=compression)
+    with pytest.raises(ValueError, match=words):
+        tensor_bundle.data_bytes(path)
+
+
+def test_an_index_whose_footer_points_to_the_empty_block_is_refused(tmp_path):
+    data = block([])
+    path = tmp_path.joinpath('index')
+    path.write_bytes(data + (2 * place(0, data)).ljust(40, b'\0') + tensor_bundle.TABLE_END)
+    with pytest.raises(ValueError, match='of nothing'):
+        tensor_bundle.read_index(str(path))
+
+
+def test_an_index_of_any_bytes_with_right_checksums_ends_in_an_answer(tmp_path):
+    """Tensors, or a ValueError, never another exception: the next mirror is to be tried."""
+    draw = random.Random(1)
+    whole = [HEADER, tensor(0, 4), tensor(4, 300)]
+    n_refused = 0
+    for _ in range(300):
+        values = [bytearray(value) for value in whole]
+        for _ in range(draw.randint(1, 3)):
+            value = draw.choice(values)
+            value[draw.randrange(len(value))] = draw.randrange(256)
+        items = [(bytes([97 + i]) if i else b'', bytes(value)) for i, value in enumerate(values)]
+        try:
+            assert tensor_bundle.data_bytes(write(tmp_path.joinpath('index'), items)) > 0
+        except ValueError:
+            n_refused += 1
+    assert 0 < n_refused < 300
+
+
+@pytest.mark.parametrize('body, words', [(b'', 'something else'), (b'Welcome to wifi', 'protocol buffer'),
+                                         (b'\x08\x01', 'something else'), (b'\x10\x01', 'something else')])
+def test_a_meta_without_a_graph_is_refused(tmp_path, body, words):
+    tmp_path.joinpath('meta').write_bytes(body)
+    with pytest.raises(ValueError, match=words):
+        tensor_bundle.check_meta(str(tmp_path.joinpath('meta')))
