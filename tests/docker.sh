@@ -17,6 +17,7 @@ work=$(mktemp -d)
 server=
 finish() {
     [ -z "$server" ] || kill "$server"
+    buildah rm --all >/dev/null 2>&1 || true  # one that is mounted would stay
     rm -rf "$work"
 }
 trap finish EXIT
@@ -26,7 +27,9 @@ buildah() { command buildah --root "$work/storage" --runroot "$work/run" --stora
 inside() { # IMAGE COMMAND...: what the command prints in a new container of the image
     local container
     container=$(buildah from "$1")
-    buildah run --isolation chroot "$container" -- "${@:2}"
+    # Into a file, because buildah's chroot isolation ends as soon as the command does, and what it has not copied yet is lost.
+    buildah run --isolation chroot "$container" -- sh -c 'exec "$@" >/tmp/printed' sh "${@:2}"
+    cat "$(buildah mount "$container")/tmp/printed"
     buildah rm "$container" >/dev/null
 }
 
