@@ -590,19 +590,18 @@ class Run(object):
 
     def closing_words(self):
         """Where the model is, how to sample from it, and which one did best."""
-        name, models_dir = self.options.run_name, self.options.models_dir
+        name, steps, best = self.options.run_name, self.options.steps, self.best
         if self.saved is None:
-            return '%s: stopped before the first step, and nothing is saved' % self.folder
-        words = '%s: %s\npython3 src/generate_unconditional_samples.py --model_name %s%s' % (
-            self.folder, 'step %d of %d is saved%s' % (
-                self.saved, self.options.steps, '' if self.saved == self.options.steps else '; the same command goes on'),
-            name, '' if models_dir == 'models' else ' --models_dir %s' % models_dir)
-        if self.options.valid is not None and self.best and self.best['step'] != self.saved:
-            where = ', before training: a lower --learning_rate or fewer steps may do better'
-            words += '\nthe lowest valid loss was %.3f at step %d%s' % (
-                self.best['valid_loss_nats'], self.best['step'],
-                ': --model_name %s/best' % name if self.best['step'] else where)
-        return words
+            return '%s: stopped before the first step; nothing is saved' % self.folder
+        models_dir = '' if self.options.models_dir == 'models' else ' --models_dir ' + self.options.models_dir
+        lines = ['%s: step %d of %d is saved%s' % (
+            self.folder, self.saved, steps, '; the same command goes on' if self.saved < steps else ''),
+            'python3 src/generate_unconditional_samples.py --model_name %s%s samples from it' % (name, models_dir)]
+        if self.options.valid is not None and best and best['step'] != self.saved:
+            lines.append('the valid loss was lowest, %.3f, %s' % (
+                best['valid_loss_nats'], 'at step %d: that model is --model_name %s/best' % (best['step'], name) if best['step']
+                else 'before the first step; try a lower --learning_rate, --dropout 0, or other text'))
+        return '\n'.join(lines)
 
     def due(self, every):
         """Whether something done every so many steps, and at the end, is to be done now."""

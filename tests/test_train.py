@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from types import SimpleNamespace
 
@@ -17,6 +18,8 @@ import pytest
 import checkpoint
 import corpus
 import encoder
+import files
+import interrupts
 import model
 import reference
 import test_model
@@ -157,13 +160,70 @@ def test_accumulated_batches_equal_one_large_one(sess):
 
 # Dropout
 
+@pytest.mark.parametrize('dropped, removed', [
+    (['weights'], ['c_attn']), (['attn'], ['attn/c_proj']), (['mlp'], ['mlp/c_proj']), (['attn', 'mlp'], ['c_proj'])])
+def test_what_is_dropped_is_what_the_paper_says(sess, dropped, removed):
+    """Section 4.1: the weights of attention, after the softmax, and what a block adds to the residual stream, before it is added.
+
+    With all of it dropped, the loss is the oracle's for a model in which values, or projections, are 0.
+    """
+    hparams = tiny.hparams(n_ctx=8)
+    variables = build_model(hparams)
+    tokens = random_tokens(hparams, [2, hparams.n_ctx])
+    loss, _ = train.loss_and_gradients(hparams, tf.constant(tokens, tf.int32), variables,
+                                       lambda x, site: x * 0 if site in dropped else x, False)
+    weights = tiny.random_weights(hparams)
+    tiny.assign(sess, weights)
+    for name in weights:
+        if any('/%s/' % part in name for part in removed):
+            weights[name][..., 0 if 'c_proj' in name else 2 * hparams.n_embd:] = 0  # the last third are the values
+    expected = reference.token_losses(reference.forward(weights, tokens, hparams.n_head)[0], tokens).mean()
+    assert sess.run(loss) == pytest.approx(expected, abs=1e-5)
+
+
+def test_dropped_embeddings_leave_nothing_of_the_input(sess):
+    hparams = tiny.hparams(n_ctx=8)
+    variables = build_model(hparams)
+    tokens = random_tokens(hparams, [2, hparams.n_ctx])
+    first_changed = tokens.copy()
+    first_changed[:, 0] = (tokens[:, 0] + 1) % hparams.n_vocab  # which nothing predicts, so that it is input alone
+    losses = [train.loss_and_gradients(hparams, tf.constant(batch, tf.int32), variables,
+                                       lambda x, site: x * 0 if site == gone else x, False)[0]
+              for gone in ('embed', None) for batch in (tokens, first_changed)]
+    tiny.assign(sess, tiny.random_weights(hparams))
+    found = sess.run(losses)
+    assert found[0] == found[1] and found[2] != found[3]
+
+
+def test_each_part_of_a_step_drops_as_the_step_of_its_number_and_by_the_seed(sess):
+    """Of 2 accumulated batches in step 3: as steps 6 and 7 would, and in no other step the same."""
+    hparams = tiny.hparams(n_layer=1, n_ctx=8)
+    graph = train.build(hparams, options(seed=7, dropout=0.5, batch_size=2, accumulate=2))
+    tokens = random_tokens(hparams, [2, 2, hparams.n_ctx])
+    step = tf.placeholder(tf.int32, [])
+    drop = model.dropout(0.5, seed=7, step=step)
+    losses = [train.loss_and_gradients(hparams, tf.constant(part, tf.int32), tf.trainable_variables(), drop, False)[0]
+              for part in tokens]
+    sess.run(tf.global_variables_initializer())
+    sess.run([variable.initializer for variable in tf.trainable_variables()], {
+        variable.initial_value: tiny.random_weights(hparams)[variable.op.name] for variable in tf.trainable_variables()})
+    expected = [sess.run(loss, {step: number}) for loss, number in zip(losses, (6, 7))]
+    assert sess.run(graph.loss, {graph.tokens: tokens, graph.step: 3}) == pytest.approx(np.mean(expected), abs=1e-5)
+
+
 def test_dropout_zeroes_its_share_and_scales_up_the_rest(sess):
-    drop = model.dropout(0.25, seed=1, step=tf.constant(3))
-    dropped = sess.run([drop(tf.fill([200, 200], 3.0), site) for site in ('a', 'b')])
-    for array in dropped:
+    def dropped(site, scope='h0', **key):
+        with tf.variable_scope(scope):
+            return model.dropout(0.25, **dict(dict(seed=1, step=tf.constant(3)), **key))(tf.fill([200, 200], 3.0), site)
+
+    first, again, *others = sess.run([dropped('a'), dropped('a'), dropped('b'), dropped('a', scope='h1'), dropped('a', seed=2),
+                                      dropped('a', step=tf.constant(4))])
+    assert np.array_equal(first, again)
+    for array in [first] + others:
         assert abs((array == 0).mean() - 0.25) < 0.015  # seven standard errors
         assert np.allclose(array[array != 0], 3 / 0.75)
-    assert abs(((dropped[0] == 0) & (dropped[1] == 0)).mean() - 0.25 ** 2) < 0.01  # sites drop independently
+    for array in others:  # sites, layers, seeds and steps drop independently
+        assert abs(((first == 0) & (array == 0)).mean() - 0.25 ** 2) < 0.01
 
 
 # Learning
@@ -208,6 +268,15 @@ def test_gradients_are_scaled_down_together_and_never_up(sess):
         clipped, norm = sess.run(train.clip_by_norm(gradients, most))
         assert norm == pytest.approx(13)
         assert np.allclose(clipped[0].ravel(), [3 * scale, 4 * scale]) and np.allclose(clipped[1], 12 * scale)
+
+
+def test_recompute_computes_each_block_once_more(sess):
+    """That is what saves the memory, and nothing else shows: a softmax in each block for measuring, learning, and again."""
+    hparams = tiny.hparams()
+    for recompute, times in ((False, 2), (True, 3)):
+        with tf.Graph().as_default() as graph:
+            train.build(hparams, options(recompute=recompute))
+        assert sum(op.type == 'Softmax' for op in graph.get_operations()) == times * hparams.n_layer
 
 
 def test_one_batch_is_learnt_by_heart(sess):
@@ -262,8 +331,12 @@ def beside(models_dir, name):
 
 def start(flags):
     """Run train.py in a process of its own."""
-    command = [sys.executable, SCRIPT] + ['--%s=%s' % flag for flag in sorted(flags.items())]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+    return subprocess.Popen([sys.executable, SCRIPT] + arguments_of(flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            universal_newlines=True)
+
+
+def arguments_of(flags):
+    return ['--%s=%s' % flag for flag in sorted(flags.items())]
 
 
 def metrics_of(models_dir, run_name):
@@ -271,18 +344,36 @@ def metrics_of(models_dir, run_name):
 
 
 def losses_of(models_dir, run_name):
-    return [(record['step'], record['loss_nats'], record['gradient_norm']) for record in metrics_of(models_dir, run_name)]
+    return [(record['step'], record['loss_nats'], record['gradient_norm'])
+            for record in metrics_of(models_dir, run_name) if record['step']]
 
 
-def wait_for_step(process, models_dir, run_name, step):
-    """Return as soon as metrics.jsonl has that step."""
-    for _ in range(60000):
-        records = metrics_of(models_dir, run_name)
-        if records and records[-1]['step'] >= step:
-            return
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.001)
-    raise AssertionError('no step %d within a minute' % step)
+# Runs train.py, which gets a signal at some step, as soon as that is computed, and tells other losses from another step on.
+STRUCK = '''
+import os, sys
+sys.path.insert(0, %r)
+import flags, train
+number, at, wrong_from = %d, %d, %d
+report = train.Run.report
+
+def struck(run, record, bar):
+    if record['step'] == at:
+        os.kill(os.getpid(), number)
+    if record['step'] >= wrong_from:
+        record['loss_nats'] += 1
+    report(run, record, bar)
+    run.summaries.flush()
+
+train.Run.report = struck
+flags.run(train.train)
+'''
+
+
+def run_struck(flags, number, at, wrong_from=1000):
+    """Run train.py in a process that gets signal number at a step. Returns its status and stderr."""
+    code = STRUCK % (os.path.dirname(SCRIPT), number, at, wrong_from)
+    process = subprocess.Popen([sys.executable, '-c', code] + arguments_of(flags), stderr=subprocess.PIPE, universal_newlines=True)
+    return process.wait(timeout=100), process.communicate()[1]
 
 
 def stored(prefix):
@@ -316,51 +407,57 @@ def unbroken(models_dir):
     return os.path.join(models_dir, 'unbroken')
 
 
-def test_a_run_killed_then_interrupted_then_finished_equals_an_unbroken_one(models_dir, unbroken):
-    """kill -9 at some step, the same command, Ctrl-C at a later one, the same command: losses and weights to the last bit."""
+def test_a_run_killed_then_terminated_then_finished_equals_an_unbroken_one(models_dir, unbroken):
+    """kill -9 at some step, the same command, SIGTERM at a later one, the same command: losses and weights to the last bit.
+
+    What the killed process told of the steps after its last save was another loss: nobody is to see it.
+    """
     flags = flags_of(models_dir, 'broken')
     folder = os.path.join(models_dir, 'broken')
-    killed = start(flags)
-    wait_for_step(killed, models_dir, 'broken', random.randrange(16, 40))
-    killed.kill()
-    killed.communicate(timeout=60)
-    saved, reached = train.last_save(folder), metrics_of(models_dir, 'broken')[-1]['step']
-    assert killed.returncode == -signal.SIGKILL and 15 <= saved <= reached < 80
+    killed_at = random.randrange(17, 44)
+    saved = (killed_at - 1) // 15 * 15
+    status, _ = run_struck(flags, signal.SIGKILL, killed_at, wrong_from=saved + 1)
+    assert status == -signal.SIGKILL and train.last_save(folder) == saved
+    assert metrics_of(models_dir, 'broken')[-1]['step'] == killed_at - 1
     for name in ('model.ckpt-105.part.index', 'model.ckpt-105.index', 'training/state.ckpt-105.index'):
         open(os.path.join(folder, name), 'wb').close()  # killed a little later, it would have left some of these
 
-    interrupted = start(flags)
-    wait_for_step(interrupted, models_dir, 'broken', reached + 1)
-    interrupted.send_signal(signal.SIGINT)
-    _, stderr = interrupted.communicate(timeout=60)
-    assert interrupted.returncode == 0
-    assert 'saved first' in stderr and 'Traceback' not in stderr
-    assert reached < train.last_save(folder) == metrics_of(models_dir, 'broken')[-1]['step'] < 100
-    assert saved_steps(folder, 'model') == [train.last_save(folder)]
+    status, stderr = run_struck(flags, signal.SIGTERM, killed_at + 5)
+    assert status == 0 and 'Traceback' not in stderr
+    assert 'going on from step %d of 120' % saved in stderr
+    assert 'saved first' in stderr and 'step %d of 120 is saved; the same command goes on' % (killed_at + 5) in stderr
+    assert train.last_save(folder) == metrics_of(models_dir, 'broken')[-1]['step'] == killed_at + 5
+    assert saved_steps(folder, 'model') == [killed_at + 5]
 
     train.train(**flags)
     assert losses_of(models_dir, 'broken') == losses_of(models_dir, 'unbroken')
     assert_same(weights_and_state(folder), weights_and_state(unbroken))
     assert tensorboard_losses(folder) == [(step, np.float32(loss)) for step, loss, _ in losses_of(models_dir, 'unbroken')]
+    # Within a second, a file of the same name would overwrite the one before.
+    assert len({re.sub(r'\.\d{10}\.', '.', os.path.basename(path)) for path in event_files(folder)}) == 3
+
+
+def event_files(folder):
+    training = os.path.join(folder, 'training')
+    return sorted([os.path.join(training, name) for name in os.listdir(training) if 'tfevents' in name], key=os.path.getmtime)
 
 
 def tensorboard_losses(folder):
     """What TensorBoard shows: where a process started, it forgets what earlier ones told of that step and later."""
-    shown = {}
-    training = os.path.join(folder, 'training')
-    files = [os.path.join(training, name) for name in os.listdir(training) if 'tfevents' in name]
-    for path in sorted(files, key=os.path.getmtime):
+    shown = []
+    for path in event_files(folder):
         for event in tf.train.summary_iterator(path):
             if event.session_log.status == tf.SessionLog.START:
-                shown = {step: loss for step, loss in shown.items() if step < event.step}
-            for value in event.summary.value:
-                if value.tag == 'loss_nats':
-                    shown[event.step] = np.float32(value.simple_value)
-    return sorted(shown.items())
+                shown = [(step, loss) for step, loss in shown if step < event.step]
+            shown += [(event.step, np.float32(value.simple_value)) for value in event.summary.value if value.tag == 'loss_nats']
+    return shown
 
 
 def test_metrics_tell_of_every_step(models_dir, unbroken):
-    records = metrics_of(models_dir, 'unbroken')
+    """And of the valid loss before the first one, without which nobody knows what the steps were good for."""
+    start, *records = metrics_of(models_dir, 'unbroken')
+    assert sorted(start) == ['step', 'valid_loss_nats'] and start['step'] == 0
+    assert start['valid_loss_nats'] == pytest.approx(records[0]['loss_nats'], abs=0.5)
     assert [record['step'] for record in records] == list(range(1, 121))
     for record in records:
         expected = train.learning_rate_at(record['step'] - 1, peak=0.01, warmup=5, decay=120)
@@ -389,7 +486,8 @@ def saved_run(models_dir):
     """A Run that has done and saved one step."""
     flags = options(**flags_of(models_dir, 'run', keep=1))
     folder = os.path.join(models_dir, 'run')
-    train.begin(folder, flags)
+    with train.claimed(folder):
+        train.begin(folder, flags)
     with tf.Graph().as_default(), tf.Session() as sess:
         run = train.Run(sess, folder, flags, tiny.hparams(**RUN_HPARAMS), encoder.get_encoder('tiny', models_dir))
         batch = random_tokens(run.hparams, [4, 16])
@@ -402,18 +500,156 @@ def saved_run(models_dir):
 def run(saved_run):
     """A Run just restored from its last save; its graph and session are the default ones."""
     with saved_run.sess.graph.as_default(), saved_run.sess.as_default():
-        saved_run.step = saved_run.restore()
+        saved_run.step = saved_run.saved = saved_run.restore()
+        saved_run.stopping, saved_run.is_far_off = False, False
         yield saved_run
 
 
-def test_training_that_diverges_stops_and_leaves_the_last_save_alone(run, monkeypatch):
+def with_flags(monkeypatch, run, **changes):
+    """Give the Run other flags during a test."""
+    monkeypatch.setattr(run, 'options', options(**dict(vars(run.options), **changes)))
+
+
+@pytest.mark.parametrize('has_save', [True, False])
+def test_training_that_diverges_stops_and_says_what_counts(run, monkeypatch, has_save):
     saved, expected = run.step, weights_and_state(run.folder)
-    monkeypatch.setattr(run, 'options', options(**dict(vars(run.options), learning_rate=1e20, warmup=0, save_every=1)))
-    with pytest.raises(ValueError, match=r'^step \d+ has a .*(nan|inf).*has diverged.*lower --learning_rate') as error:
-        run.learn(random_tokens(run.hparams, [1000]), None, [])
+    with_flags(monkeypatch, run, learning_rate=1e20, warmup=0, save_every=1)
+    monkeypatch.setattr(run, 'saved', saved if has_save else None)
+    counts = 'The save of step %d is untouched; go on from it' % saved if has_save else 'Nothing is saved yet; start again'
+    with pytest.raises(ValueError, match=r'^step \d+ has a .*(nan|inf).*has diverged. %s with a lower --learn' % counts) as error:
+        run.learn(random_tokens(run.hparams, [1000]), None)
     assert '\n' not in str(error.value)
     assert train.last_save(run.folder) == saved
     assert_same(weights_and_state(run.folder), expected)
+
+
+def test_weights_that_are_worse_than_a_guess_are_not_saved_and_said_to_be(run, monkeypatch, capfd):
+    """Though their loss is a number. A step whose loss is far off is named, once while it stays so."""
+    saved, expected = run.step, weights_and_state(run.folder)
+    assert run.first_loss < 7  # a guess is log(257), 5.5
+    with_flags(monkeypatch, run, learning_rate=3.0, warmup=0, save_every=4, steps=run.step + 20)
+    with pytest.raises(ValueError, match=r'step %d has a loss of [\d.]+ nats, far above the 5.55 of a guess' % (saved + 4 - saved % 4)):
+        run.learn(random_tokens(run.hparams, [1000]), None)
+    assert_same(weights_and_state(run.folder), expected)
+    assert len(re.findall(r'step \d+: a loss of [\d.]+ is far above the 5\.55 of a guess', capfd.readouterr().err)) == 1
+
+
+def test_a_loss_is_far_off_if_it_is_that_of_neither_a_guess_nor_the_start(run, monkeypatch):
+    guess = math.log(257)
+    for start, limit in ((3, guess + 1), (guess + 2, guess + 3)):
+        monkeypatch.setattr(run, 'first_loss', start)
+        assert run.far_off(limit + 0.01) and not run.far_off(limit - 0.01)
+
+
+def test_a_gradient_that_is_no_number_is_an_error_though_the_loss_is_one(run, monkeypatch):
+    monkeypatch.setattr(run, 'compute', lambda tensors, feeds: (3.0, float('nan'), None))
+    with pytest.raises(ValueError, match='a gradient of norm nan: training has diverged'):
+        run.one_step(random_tokens(run.hparams, [4, 16]))
+
+
+def test_a_run_reads_the_batches_of_its_seed_from_the_one_after_its_last_save(run, monkeypatch):
+    with_flags(monkeypatch, run, seed=5, steps=run.step + 3)
+    tokens, batches = random_tokens(run.hparams, [1000]), []
+
+    def one_step(batch):
+        batches.append(batch)
+        run.step += 1
+        return {'step': run.step, 'loss_nats': 1.0, 'tokens_per_second': 1.0}
+
+    monkeypatch.setattr(run, 'one_step', one_step)
+    monkeypatch.setattr(run, 'save', lambda batch: None)
+    expected = corpus.training_batches(tokens, batch_size=4, n_ctx=16, seed=5, first=run.step)
+    run.learn(tokens, None)
+    assert len(batches) == 3 and all(np.array_equal(batch, next(expected)) for batch in batches)
+
+
+def test_the_learning_rate_falls_until_the_step_that_decay_names(run, monkeypatch):
+    batch = random_tokens(run.hparams, [4, 16])
+    for decay, last in ((10, 10), (None, 50)):
+        with_flags(monkeypatch, run, warmup=0, steps=50, decay=decay, learning_rate=0.01)
+        run.step = last
+        assert run.one_step(batch)['learning_rate'] < 1e-9
+        run.step = last // 2
+        assert run.one_step(batch)['learning_rate'] == pytest.approx(0.005)
+
+
+def test_what_is_computed_leaves_the_main_thread_free_to_hear_of_ctrl_c(run, monkeypatch):
+    monkeypatch.setattr(run, 'sess', SimpleNamespace(run=lambda tensors, feeds: threading.current_thread()))
+    assert run.compute(None, None) is not threading.main_thread()
+
+
+def test_new_weights_are_those_of_the_seed(models_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, 'build', lambda hparams, options: SimpleNamespace(state={}, variables=build_model(hparams)))
+    found = []
+    for seed in (3, 3, 4):
+        folder = str(tmp_path / ('%d' % len(found)))
+        os.makedirs(os.path.join(folder, 'training'))
+        with tf.Graph().as_default(), tf.Session() as sess:
+            hparams, text_encoder = tiny.hparams(**RUN_HPARAMS), encoder.get_encoder('tiny', models_dir)
+            found.append(sess.run(train.Run(sess, folder, options(seed=seed), hparams, text_encoder).graph.variables[0]))
+    assert np.array_equal(found[0], found[1]) and not np.allclose(found[0], found[2])
+
+
+def test_a_sample_is_shown_without_the_token_that_it_starts_from(run, monkeypatch, capfd):
+    monkeypatch.setattr(run, 'sample', tf.constant([[256, 72, 105, 256]]) - 0)
+    run.print_sample()
+    shown = capfd.readouterr().err
+    assert 'SAMPLE AT STEP %d' % run.step in shown and not re.search(r'=\n<\|endoftext', shown)
+
+
+# Ctrl-C
+
+@pytest.mark.parametrize('number', interrupts.INTERRUPTS)
+def test_ctrl_c_during_a_measurement_ends_it_and_saves_what_is_learnt(run, models_dir, monkeypatch, number):
+    """Without the figure that is missing; a measurement may take minutes."""
+    begun, mean_loss = [], run.mean_loss
+    step = run.step
+
+    def interrupted(windows):
+        if run.step > step:
+            begun.append(len(windows))
+            if len(begun) == 2:
+                os.kill(os.getpid(), number)
+        return mean_loss(windows)
+
+    monkeypatch.setattr(run, 'mean_loss', interrupted)
+    with_flags(monkeypatch, run, valid_every=1, steps=step + 5)
+    valid = corpus.load_tokens(run.encoder, beside(models_dir, 'valid.txt'), os.path.join(run.folder, 'cache'))
+    with interrupts.interruptible(run.interrupt):
+        run.learn(random_tokens(run.hparams, [1000]), valid)
+    assert len(begun) == 3 < len(valid) // 32  # the last is of the batch that was learnt, before it is saved
+    assert run.saved == train.last_save(run.folder) == step + 1
+    assert train.read_metrics(run.metrics)[-1]['step'] == step + 1
+    assert 'valid_loss_nats' not in train.read_metrics(run.metrics)[-1]
+
+
+def test_a_second_ctrl_c_says_that_nothing_was_saved_since(models_dir, unbroken, monkeypatch, capfd):
+    def twice(run, batch):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+
+    monkeypatch.setattr(train.Run, 'one_step', twice)
+    monkeypatch.setattr(train.Run, '__init__', quick_init)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(**flags_of(models_dir, 'unbroken', keep=2, steps=130))
+    assert 'unbroken is stopped at once; the save of step 120 counts, and nothing since\n' in capfd.readouterr().err
+
+
+def quick_init(run, sess, folder, flags, hparams, text_encoder):
+    """A Run that has no graph."""
+    vars(run).update(folder=folder, options=flags, hparams=hparams, stopping=False, best={}, valid_loss=None)
+    run.step = run.saved = train.last_save(folder)
+
+
+def test_ctrl_c_before_the_first_step_saves_nothing_and_says_so(models_dir, monkeypatch, capfd, recwarn):
+    monkeypatch.setattr(train.Run, 'mean_loss', lambda run, windows: os.kill(os.getpid(), signal.SIGINT) or 1.0)
+    train.train(**flags_of(models_dir, 'early', valid=beside(models_dir, 'valid.txt')))
+    stderr = capfd.readouterr().err
+    assert stderr.endswith('early: stopped before the first step; nothing is saved\n') and 'arning' not in stderr
+    assert train.last_save(os.path.join(models_dir, 'early')) is None
+    assert not os.path.exists(os.path.join(models_dir, 'early', 'checkpoint'))
+    assert not [warning for warning in recwarn if 'matplotlib' in str(warning.filename)]
 
 
 def test_an_error_is_one_line_and_status_1(models_dir):
@@ -460,7 +696,7 @@ def test_killed_at_any_moment_of_a_save_the_folder_holds_a_whole_one(run, monkey
         assert_same(weights_and_state(run.folder), expected)
         if finished:
             break
-        train.forget_after(run.folder, saved)  # as the same command would, run again
+        train.forget_from(run.folder, saved + 1)  # as the same command would, run again
     assert finished and n_done > 10
     assert saved_steps(run.folder, 'model') == saved_steps(os.path.join(run.folder, 'training'), 'state') == [run.step]
 
@@ -505,7 +741,7 @@ def test_from_nothing_a_run_starts_as_the_paper_says(models_dir, tmp_path, capfd
     train.train(**flags_of(models_dir, 'new', model_name=None, hparams=str(hparams), vocab=os.path.join(models_dir, 'tiny'),
                            learning_rate=1e-9, steps=1, sample_every=1))
     stderr = capfd.readouterr().err
-    assert 'SAMPLE AT STEP 1' in stderr and re.search(r'^step 1: loss 5\.\d{3}, \d+ tokens/s$', stderr, re.MULTILINE)
+    assert 'SAMPLE AT STEP 1' in stderr and re.search(r'^step 1 of 1: loss 5\.\d{3}, \d+ tokens/s, 00:00 left$', stderr, re.MULTILINE)
     found = stored(checkpoint.weights_prefix(os.path.join(models_dir, 'new')))
     assert found['model/wte'].shape == (257, 64)
     for name, array in found.items():
@@ -519,7 +755,8 @@ def test_a_run_may_learn_its_vocabulary(models_dir, tmp_path):
     hparams.write_text('{"n_ctx": 16, "n_embd": 8, "n_head": 2, "n_layer": 1}')
     folder = os.path.join(models_dir, 'words')
     flags = flags_of(models_dir, 'words', model_name=None, hparams=str(hparams), vocab_size=264, steps=2)
-    train.begin(folder, options(**dict(flags, vocab_size=262)))  # and stopped before its first save
+    with train.claimed(folder):
+        train.begin(folder, options(**dict(flags, vocab_size=262)))  # and stopped before its first save
     train.train(**flags)
     assert checkpoint.load_hparams('words', models_dir).n_vocab == 264
     text_encoder = encoder.get_encoder('words', models_dir)
@@ -579,10 +816,11 @@ def test_a_text_shorter_than_a_window_is_refused(models_dir, tmp_path, name):
 def test_an_attempt_that_was_never_saved_leaves_no_vocabulary_behind(models_dir, tmp_path):
     folder = str(tmp_path / 'run')
     flags = flags_of(models_dir, 'run')
-    train.begin(folder, options(**flags))
-    encoder.write_vocabulary([('a', 'b')], folder)
-    assert train.last_save(folder) is None
-    train.begin(folder, options(**flags))
+    with train.claimed(folder):
+        train.begin(folder, options(**flags))
+        encoder.write_vocabulary([('a', 'b')], folder)
+        assert train.last_save(folder) is None
+        train.begin(folder, options(**flags))
     assert encoder.get_encoder('run', str(tmp_path)).bpe_ranks == {}
 
 
@@ -590,9 +828,9 @@ def test_figures_of_steps_that_were_not_saved_are_forgotten(tmp_path):
     (tmp_path / 'training').mkdir()
     metrics = tmp_path / 'training' / 'metrics.jsonl'
     metrics.write_text('{"loss_nats": 3.5, "step": 1}\n{"loss_nats": 2.5, "step": 2}\n{"loss_nats": 1.5, "ste')
-    train.forget_after(str(tmp_path), 2)
+    train.forget_from(str(tmp_path), 3)
     assert metrics.read_text() == '{"loss_nats": 3.5, "step": 1}\n{"loss_nats": 2.5, "step": 2}\n'
-    train.forget_after(str(tmp_path), 1)
+    train.forget_from(str(tmp_path), 2)
     assert metrics.read_text() == '{"loss_nats": 3.5, "step": 1}\n'
 
 
