@@ -169,8 +169,7 @@ def transfer(url, part, n_bytes):
         except requests.RequestException as error:
             failures = 1 if size_of(part) > most_bytes else failures + 1
             most_bytes = max(most_bytes, size_of(part))
-            hopeless = isinstance(error, (ValueError, requests.TooManyRedirects))  # the former: there is no such address
-            if failures >= TRIES or hopeless:
+            if failures >= TRIES:
                 raise
             wait_seconds = FIRST_WAIT_SECONDS * 2 ** (failures - 1)
             note('%s; trying again in %g s' % (in_short(error), wait_seconds))
@@ -220,11 +219,20 @@ def request(url, part, n_bytes):
 
 
 def get(url, start):
-    """The server's response, its body still to come, to a request for a file from the byte start on."""
+    """The server's response, its body still to come, to a request for a file from the byte start on.
+
+    Raises ValueError for an address that is none, requests.RequestException if there is no response.
+    """
     headers = {'Accept-Encoding': 'identity'}
     if start:
         headers['Range'] = 'bytes=%d-' % start
-    return requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS)
+    hooks = {'response': lambda response, **_: response.close() if response.is_redirect else None}  # its body may be endless
+    try:
+        return requests.get(url, headers=headers, hooks=hooks, stream=True, timeout=TIMEOUT_SECONDS)
+    except (requests.TooManyRedirects, requests.exceptions.InvalidSchema) as error:
+        raise ValueError(str(error))
+    except ValueError:  # whose text may show a password
+        raise ValueError('the address, or that of a proxy or a redirect, is not one')
 
 
 def what_comes(response, start, n_bytes):
@@ -367,13 +375,14 @@ def in_short(error):
     """What a user needs to know of a network error, whose own text is long and nested."""
     if isinstance(error, requests.Timeout) or 'timed out' in str(error):
         return 'no answer for %g seconds' % TIMEOUT_SECONDS
-    found = re.search(r'\[(Errno|SSL)[^\'"()]+', str(error))
-    if found:
-        return found.group().strip()
-    if error.args and isinstance(error.args[0], Exception):  # of the libraries below, not for people
+    if isinstance(error, requests.exceptions.ChunkedEncodingError):
         return 'the connection broke'
-    if isinstance(error, requests.RequestException) and isinstance(error, ValueError):  # its text may show a password
-        return 'this, or what it redirects to, is no address of a server'
+    who = 'the proxy' if isinstance(error, requests.exceptions.ProxyError) else 'the server'
+    found = re.search(r'(\[(Errno|SSL)|Tunnel connection failed)[^\'"()]+', str(error))
+    if found:
+        return '%s: %s' % (who, found.group().strip())
+    if error.args and isinstance(error.args[0], Exception):  # its text is not for people
+        return '%s hung up, or does not speak HTTP' % who
     return str(error)
 
 

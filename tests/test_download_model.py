@@ -516,12 +516,48 @@ def test_a_length_that_is_none_is_not_believed(server, tmp_path, length):
 
 def test_a_server_that_hangs_up_without_a_word_is_told_in_plain_words(server, tmp_path):
     server.answers['/tiny/checkpoint'] = [lambda handler, body, start: None] * 99
-    refuse(server, tmp_path, 'tiny', 'checkpoint', 'checkpoint: the connection broke$')
+    refuse(server, tmp_path, 'tiny', 'checkpoint', 'checkpoint: the server hung up, or does not speak HTTP$')
+
+
+def to(place, body=b'', length=None):
+    """An answer that redirects."""
+    return lambda handler, _, start: send(handler, 302, body, headers=[('Location', place)], length=length)
+
+
+@pytest.mark.parametrize('place, words', [
+    ('http://[::1', 'the address, or'), ('http://127.0.0.1:99999/', 'the address, or'), ('http://a..b/', 'the address, or'),
+    ('http://\xff\xfe/', 'the address, or'), ('file:///etc/passwd', 'No connection adapters')])
+def test_a_redirect_to_nowhere_is_told_as_such_at_once(server, tmp_path, place, words):
+    server.answers['/tiny/checkpoint'] = [to(place)]
+    refuse(server, tmp_path, 'tiny', 'checkpoint', words)
+    assert len(server.requests) == 1
+
+
+def test_the_body_of_a_redirect_is_not_waited_for(server, tmp_path):
+    """It may have no end."""
+    def endless(handler, body, start):
+        to('/elsewhere', length=10 ** 6)(handler, body, start)
+        server.go_on.wait(20)
+        server.requests.append('waited for')
+    server.answers['/tiny/checkpoint'] = [endless]
+    server.content['/elsewhere'] = server.content['/tiny/checkpoint']
+    download(server, tmp_path)
+    assert 'waited for' not in server.requests
+    assert tmp_path.joinpath('tiny', 'checkpoint').read_bytes() == server.content['/elsewhere']
+
+
+def test_a_proxy_that_fails_is_told_as_such(server, tmp_path, monkeypatch):
+    """Else it would look as if the server refused."""
+    for name in ('no_proxy', 'NO_PROXY'):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv('http_proxy', 'http://127.0.0.1:9')
+    refuse(server, tmp_path, 'tiny', 'checkpoint', r'the proxy: \[Errno \d+\] Connection refused$')
+    monkeypatch.setenv('https_proxy', server.url)  # which does not know CONNECT
+    with pytest.raises(OSError, match='checkpoint: the proxy: Tunnel connection failed: 501 '):
+        download_model.download('tiny', str(tmp_path), server.url.replace('http:', 'https:'))
 
 
 def test_a_redirect_is_followed_and_one_in_a_circle_given_up_at_once(server, tmp_path):
-    def to(path):
-        return lambda handler, body, start: send(handler, 302, b'', headers=[('Location', path)])
     server.answers['/tiny/checkpoint'] = [to('/elsewhere')]
     server.content['/elsewhere'] = server.content['/tiny/checkpoint']
     server.answers['/tiny/vocab.bpe'] = [to('/tiny/vocab.bpe')] * 99
