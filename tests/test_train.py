@@ -1,10 +1,13 @@
 """train.py: gradients against finite differences and PyTorch, its Adam against NumPy, and runs that are killed on the way."""
 import inspect
+import io
 import json
+import logging
 import math
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -501,7 +504,7 @@ def run(saved_run):
     """A Run just restored from its last save; its graph and session are the default ones."""
     with saved_run.sess.graph.as_default(), saved_run.sess.as_default():
         saved_run.step = saved_run.saved = saved_run.restore()
-        saved_run.stopping, saved_run.is_far_off = False, False
+        saved_run.stopping, saved_run.is_far_off, saved_run.valid_loss = False, False, None
         yield saved_run
 
 
@@ -595,6 +598,54 @@ def test_a_sample_is_shown_without_the_token_that_it_starts_from(run, monkeypatc
     run.print_sample()
     shown = capfd.readouterr().err
     assert 'SAMPLE AT STEP %d' % run.step in shown and not re.search(r'=\n<\|endoftext', shown)
+
+
+# The best by the valid loss
+
+def test_the_model_with_the_lowest_valid_loss_is_kept_as_best(models_dir, tmp_path, monkeypatch, capfd):
+    """A complete model; a run that goes on remembers it; and the last line of a run tells how to sample from it."""
+    losses = iter([5.0, 4.0, 4.5, 3.0, 3.5])  # before the first step, and after each one
+    monkeypatch.setattr(train.Run, 'measure', lambda run, tokens: next(losses))
+    flags = flags_of(models_dir, 'measured', valid=beside(models_dir, 'valid.txt'), valid_every=1, steps=2, save_every=1)
+    best = os.path.join(models_dir, 'measured', 'best')
+    for steps, expected in ((2, 1), (4, 3)):
+        train.train(**dict(flags, steps=steps))
+        assert checkpoint.model_dir('measured/best', models_dir) == best
+        assert checkpoint.weights_prefix(best).endswith('model.ckpt-%d' % expected) and saved_steps(best, 'model') == [expected]
+        assert encoder.get_encoder('measured/best', models_dir).encode('a') == [64]
+        assert '3.000' in capfd.readouterr().err.splitlines()[-1] or expected == 1
+    record = metrics_of(models_dir, 'measured')[3]
+    assert record['step'] == 3 and record['valid_loss_nats'] == 3.0
+
+
+def validated(monkeypatch, run, valid, losses):
+    """Whether each loss that is measured on a text, one a step, makes the model the best."""
+    losses = iter(losses)
+    monkeypatch.setattr(run, 'measure', lambda tokens: next(losses))
+    monkeypatch.setattr(checkpoint, 'save', lambda sess, folder, hparams, source, step: kept.append(step))
+    kept, steps = [], []
+    for run.step in range(run.step + 1, run.step + 4):
+        run.validate(valid)
+        steps.append(run.step in kept)
+    return steps
+
+
+def test_losses_on_another_text_are_not_compared(run, monkeypatch):
+    texts = [SimpleNamespace(filename='cache/tokens-%s.uint16' % name) for name in 'ab']
+    monkeypatch.setattr(run, 'best', {})
+    assert validated(monkeypatch, run, texts[0], [2.0, 3.0, 1.5]) == [True, False, True]
+    assert validated(monkeypatch, run, texts[1], [9.0, 9.0, 8.0]) == [True, False, True]
+    assert train.read_json(train.inside(run.folder, 'best.json'))['valid_loss_nats'] == 8.0
+
+
+def test_training_that_made_the_model_worse_is_told_so(models_dir, monkeypatch, capfd):
+    losses = iter([3.0, 3.25])
+    monkeypatch.setattr(train.Run, 'measure', lambda run, tokens: next(losses))
+    train.train(**flags_of(models_dir, 'worse', valid=beside(models_dir, 'valid.txt'), steps=1))
+    stderr = capfd.readouterr().err
+    assert 'step 0 of 1: valid loss 3.000\n' in stderr
+    assert 'the valid loss was lowest, 3.000, before the first step; try a lower --learning_rate' in stderr.splitlines()[-1]
+    assert not os.path.exists(os.path.join(models_dir, 'worse', 'best'))
 
 
 # Ctrl-C
@@ -712,6 +763,80 @@ def test_weights_that_have_no_loss_are_not_saved(run):
     assert train.last_save(run.folder) == saved
 
 
+def test_a_full_disk_is_one_line_and_leaves_the_save_before(run):
+    """The file that cannot be finished goes, too."""
+    resource = pytest.importorskip('resource', reason='needs a system that limits the size of files')
+    before, expected = snapshot(run.folder), weights_and_state(run.folder)
+    batch = random_tokens(run.hparams, [4, 16])
+    run.one_step(batch)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # Python ignores the signal that comes with it
+    try:
+        with pytest.raises(OSError, match=r'^\S*state\.ckpt-%d cannot be written: File too large$' % run.step):
+            run.save(batch)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert snapshot(run.folder) == before
+    assert_same(weights_and_state(run.folder), expected)
+
+
+def snapshot(folder):
+    """The names of all files below a folder, but for TensorBoard's."""
+    return sorted(os.path.join(place, name) for place, _, names in os.walk(folder) for name in names if 'tfevents' not in name)
+
+
+def test_an_error_of_the_disk_says_what_is_saved(models_dir, unbroken, monkeypatch):
+    def fail(run, tokens, valid_tokens):
+        raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(train.Run, '__init__', quick_init)
+    monkeypatch.setattr(train.Run, 'learn', fail)
+    with pytest.raises(OSError, match='No space left on device; the save of step 120 counts, and nothing since$'):
+        train.train(**flags_of(models_dir, 'unbroken', steps=140))
+
+
+def test_a_save_is_on_the_disk_before_it_counts_and_before_an_older_one_goes(run, monkeypatch):
+    """Or a power failure could take both."""
+    done = []
+
+    def noted(function):
+        def call(*paths):
+            done.append((function.__name__, os.path.basename(paths[-1])))
+            return function(*paths)
+        return call
+
+    saved = run.step
+    batch = random_tokens(run.hparams, [4, 16])
+    run.one_step(batch)
+    for place, name in ((files, 'sync'), (os, 'replace'), (os, 'remove')):
+        monkeypatch.setattr(place, name, noted(getattr(place, name)))
+    run.save(batch)
+    for kind in ('model', 'state'):
+        for suffix in checkpoint.WEIGHTS_SUFFIXES:
+            name = '%s.ckpt-%%d%s%s' % (kind, '%s', suffix)
+            synced, renamed, removed = [done.index(event) for event in (
+                ('sync', name % (run.step, '.part')), ('replace', name % (run.step, '')), ('remove', name % (saved, '')))]
+            assert synced < renamed < removed
+            assert renamed < done.index(('replace', 'checkpoint')) < removed
+
+
+def test_nothing_but_tensorflow_s_own_goes_into_its_collections(run):
+    """What else is in them makes it complain, at each save, where TF_CPP_MIN_LOG_LEVEL is set."""
+    said = logging.StreamHandler(io.StringIO())
+    logger = logging.getLogger('tensorflow')
+    level = logger.level
+    logger.addHandler(said)
+    logger.setLevel(logging.WARNING)
+    try:
+        batch = random_tokens(run.hparams, [4, 16])
+        run.one_step(batch)
+        run.save(batch)
+    finally:
+        logger.removeHandler(said)
+        logger.setLevel(level)
+    assert said.stream.getvalue() == ''
+    assert not [key for key in run.sess.graph.get_all_collection_keys() if 'wte' in str(key)]
+
+
 def test_dropout_is_for_training_alone(run):
     weights = run.sess.run({variable.op.name: variable for variable in tf.trainable_variables()})
     tokens = random_tokens(run.hparams, [5, 16])
@@ -793,6 +918,140 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(models_dir
     assert not os.path.exists(os.path.join(models_dir, 'refused'))
 
 
+def assert_goes_on(models_dir, run_name, monkeypatch, capfd, **changes):
+    """What is said, without the computing, when that run is started again with some flags changed."""
+    monkeypatch.setattr(train, 'fit', lambda *arguments: None)
+    train.train(**dict(flags_of(models_dir, run_name, steps=2), **changes))
+    return capfd.readouterr().err
+
+
+@pytest.fixture(scope='module')
+def from_nothing(models_dir, tmp_path_factory):
+    """The flags of a run from nothing that has done one of its two steps."""
+    hparams = tmp_path_factory.mktemp('sizes') / 'hparams.json'
+    hparams.write_text('{"n_ctx": 16, "n_embd": 8, "n_head": 2, "n_layer": 1}')
+    flags = dict(model_name=None, hparams=str(hparams), vocab=os.path.join(models_dir, 'tiny'))
+    train.train(**flags_of(models_dir, 'scratch', steps=1, **flags))
+    return flags
+
+
+@pytest.fixture(scope='module')
+def tuned(models_dir):
+    """The name of a fine-tune that has done one of its two steps."""
+    train.train(**flags_of(models_dir, 'tuned', steps=1))
+    return 'tuned'
+
+
+def test_a_run_that_goes_on_says_from_where_and_what_is_changed(models_dir, tuned, tmp_path, monkeypatch, capfd):
+    stderr = assert_goes_on(models_dir, tuned, monkeypatch, capfd, seed=1)
+    assert 'tuned: going on from step 1 of 2; a step is 64 tokens, and the text has 2032\n' in stderr.replace(
+        '%d\n' % len_of(models_dir), '2032\n')
+    assert 'changed since the last start: --seed 0 -> 1, --steps 1 -> 2\n' in stderr and 'another order' in stderr
+    stderr = assert_goes_on(models_dir, tuned, monkeypatch, capfd, seed=1)
+    assert 'changed' not in stderr and 'another order' not in stderr
+    stderr = assert_goes_on(models_dir, tuned, monkeypatch, capfd, seed=1, learning_rate=0.5)
+    assert 'changed since the last start: --learning_rate 0.01 -> 0.5\n' in stderr and 'another order' not in stderr
+    copy = tmp_path / 'copy.txt'
+    with open(beside(models_dir, 'data.txt'), encoding='utf-8') as file:
+        text = file.read()
+    copy.write_text(text)
+    stderr = assert_goes_on(models_dir, tuned, monkeypatch, capfd, seed=1, learning_rate=0.5, data=str(copy))
+    assert '--data %s -> %s\n' % (beside(models_dir, 'data.txt'), copy) in stderr and 'another order' not in stderr
+    copy.write_text(text + 'and more')
+    stderr = assert_goes_on(models_dir, tuned, monkeypatch, capfd, seed=1, learning_rate=0.5, data=str(copy))
+    assert 'changed since the last start: the text of --data\n' in stderr and 'another order' in stderr
+
+
+def len_of(models_dir):
+    """How many tokens data.txt has: a byte each, and the end of the text."""
+    return os.path.getsize(beside(models_dir, 'data.txt')) + 1
+
+
+def test_a_finished_run_says_so_and_computes_nothing(models_dir, tuned, monkeypatch, capfd):
+    monkeypatch.setattr(train, 'load_tokens', None)
+    assert assert_goes_on(models_dir, tuned, monkeypatch, capfd, steps=1).endswith(
+        'tuned has its 1 steps; raise --steps to go on\n')
+
+
+def test_a_run_of_a_time_when_flags_were_not_kept_goes_on(models_dir, tuned, monkeypatch, capfd):
+    os.remove(train.inside(os.path.join(models_dir, tuned), 'options.json'))
+    stderr = assert_goes_on(models_dir, tuned, monkeypatch, capfd, seed=4)
+    assert 'going on from step 1 of 2' in stderr and 'changed' not in stderr
+    assert '--seed 4 -> 5' in assert_goes_on(models_dir, tuned, monkeypatch, capfd, seed=5)
+
+
+def test_flags_that_are_damaged_are_one_line(models_dir, tuned, monkeypatch, capfd):
+    path = train.inside(os.path.join(models_dir, tuned), 'options.json')
+    for content in ('{"seed": ', '3', ''):
+        with open(path, 'w', encoding='utf-8') as file:
+            file.write(content)
+        with pytest.raises(ValueError, match=r'options\.json is damaged.*delete it'):
+            assert_goes_on(models_dir, tuned, monkeypatch, capfd)
+    os.remove(path)
+
+
+def test_a_run_keeps_what_it_started_from(models_dir, from_nothing, tmp_path, monkeypatch, capfd):
+    """Another model, other sizes and another vocabulary are refused, and the run is as it was."""
+    folder = os.path.join(models_dir, 'scratch')
+    larger, other = tmp_path / 'larger.json', str(tmp_path / 'other')
+    larger.write_text('{"n_ctx": 16, "n_embd": 8, "n_head": 2, "n_layer": 3}')
+    shutil.copytree(from_nothing['vocab'], other)
+    with open(os.path.join(other, 'vocab.bpe'), 'a', encoding='utf-8') as file:
+        file.write('\n')
+    before = {path: os.path.getmtime(path) for path in snapshot(folder)}
+    for changes, said in (
+            (dict(model_name='tiny', hparams=None, vocab=None), 'scratch has no --model_name, and --model_name tiny was given'),
+            (dict(vocab=None, vocab_size=300), 'scratch has no --vocab_size, and --vocab_size 300 was given'),
+            (dict(hparams=str(larger)), 'scratch has n_layer 1, and 3 was given'),
+            (dict(vocab=other), 'scratch has another vocab.bpe, and --vocab .*other was given')):
+        with pytest.raises(ValueError, match=said + '; give what it has, or another --run_name for a new run'):
+            assert_goes_on(models_dir, 'scratch', monkeypatch, capfd, **dict(from_nothing, **changes))
+    assert {path: os.path.getmtime(path) for path in snapshot(folder)} == before
+    assert 'going on from step 1' in assert_goes_on(models_dir, 'scratch', monkeypatch, capfd, **from_nothing)
+
+
+def test_a_fine_tune_keeps_its_model(models_dir, tuned, monkeypatch, capfd):
+    assert_goes_on(models_dir, tuned, monkeypatch, capfd)
+    with pytest.raises(ValueError, match='tuned has --model_name tiny, and --model_name nowhere was given'):
+        assert_goes_on(models_dir, tuned, monkeypatch, capfd, model_name='nowhere')
+
+
+def test_a_second_process_is_told_which_one_trains(models_dir, monkeypatch, capfd):
+    with train.claimed(os.path.join(models_dir, 'claimed')):
+        with pytest.raises(ValueError, match='claimed is being trained by process %d on ' % os.getpid()):
+            train.train(**flags_of(models_dir, 'claimed'))
+    assert 'starting from tiny' in assert_goes_on(models_dir, 'claimed', monkeypatch, capfd)
+
+
+def test_data_that_are_refused_leave_no_folder(models_dir, tmp_path):
+    (tmp_path / 'latin.txt').write_bytes(b'caf\xe9')
+    with pytest.raises(ValueError, match='is not UTF-8'):
+        train.train(**flags_of(models_dir, 'refused', data=str(tmp_path / 'latin.txt')))
+    assert not os.path.exists(os.path.join(models_dir, 'refused'))
+
+
+def test_a_folder_that_was_there_is_never_removed(models_dir, tmp_path):
+    folder = os.path.join(models_dir, 'empty')
+    os.makedirs(folder)
+    (tmp_path / 'latin.txt').write_bytes(b'caf\xe9')
+    with pytest.raises(ValueError, match='is not UTF-8'):
+        train.train(**flags_of(models_dir, 'empty', data=str(tmp_path / 'latin.txt')))
+    assert os.path.isdir(folder)
+
+
+@pytest.mark.parametrize('name', ['117M', '1558M', '762M'])
+def test_the_name_of_a_released_model_is_refused(models_dir, name):
+    with pytest.raises(ValueError, match='%s is where the released model of that name belongs; choose another --run_name' % name):
+        train.train(**flags_of(models_dir, name))
+    assert not os.path.exists(os.path.join(models_dir, name))
+
+
+def test_a_file_is_no_run(models_dir):
+    open(os.path.join(models_dir, 'file'), 'w').close()
+    with pytest.raises(ValueError, match='file is a file; choose another --run_name'):
+        train.train(**flags_of(models_dir, 'file'))
+
+
 @pytest.mark.parametrize('missing', [[], ['checkpoint']], ids=['a whole model', 'a part of one'])
 def test_a_model_s_folder_is_not_trained_into(models_dir, tmp_path, missing):
     hparams = tiny.hparams(**RUN_HPARAMS)
@@ -832,6 +1091,68 @@ def test_figures_of_steps_that_were_not_saved_are_forgotten(tmp_path):
     assert metrics.read_text() == '{"loss_nats": 3.5, "step": 1}\n{"loss_nats": 2.5, "step": 2}\n'
     train.forget_from(str(tmp_path), 2)
     assert metrics.read_text() == '{"loss_nats": 3.5, "step": 1}\n'
+
+
+# What is shown
+
+def test_without_a_terminal_lines_tell_where_a_run_is(models_dir, monkeypatch, capfd):
+    monkeypatch.setattr(train, 'plot', lambda metrics, image: None)
+    train.train(**flags_of(models_dir, 'told', steps=4, valid_every=2, sample_every=0))
+    first, second, fourth, *closing = capfd.readouterr().err.splitlines()
+    folder = os.path.join(models_dir, 'told')
+    assert first == '%s: 4 steps, starting from tiny; a step is 64 tokens, and the text has %d' % (folder, len_of(models_dir))
+    assert re.match(r'step 2 of 4: loss \d\.\d{3}, \d+ tokens/s, \d\d:\d\d left$', second)
+    assert re.match(r'step 4 of 4: loss .* 00:00 left$', fourth)
+    assert closing == [folder + ': step 4 of 4 is saved',
+                       'python3 src/generate_unconditional_samples.py --model_name told --models_dir %s samples from it' % models_dir]
+
+
+def test_a_long_silence_is_broken(run, monkeypatch, capfd):
+    """Without a terminal, however seldom the steps are."""
+    run.began = time.time() - 100, run.step
+    record = {'step': 1, 'loss_nats': 1.0, 'tokens_per_second': 1.0}
+    with_flags(monkeypatch, run, valid_every=1000, steps=1000)
+    run.step += 1
+    for silent_seconds, n_lines in ((59, 0), (61, 1), (1, 0)):
+        monkeypatch.setattr(run, 'told', run.told if silent_seconds == 1 else time.time() - silent_seconds)
+        run.report(record, SimpleNamespace(disable=True, set_postfix_str=lambda *_, **__: None, update=lambda: None))
+        assert len(capfd.readouterr().err.splitlines()) == n_lines
+
+
+def test_on_a_terminal_the_bar_tells_it(run, monkeypatch, capfd):
+    run.began = time.time() - 100, run.step
+    run.step += 1
+    shown = []
+    bar = SimpleNamespace(disable=False, set_postfix_str=lambda text, refresh: shown.append(text), update=lambda: None)
+    with_flags(monkeypatch, run, valid_every=1)
+    run.report({'step': run.step, 'loss_nats': 1.0, 'tokens_per_second': 20.0}, bar)
+    assert shown == ['loss 1.000, 20 tokens/s'] and capfd.readouterr().err == ''
+
+
+def test_the_losses_are_drawn_at_each_save_but_not_all_the_time(run, monkeypatch):
+    drawn, clock = [], [1000.0]
+
+    def plot(metrics, image):
+        drawn.append(clock[0])
+        clock[0] += 2
+
+    monkeypatch.setattr(train, 'plot', plot)
+    monkeypatch.setattr(train, 'time', SimpleNamespace(time=lambda: clock[0]))
+    monkeypatch.setattr(run, 'drawn', 0)
+    monkeypatch.setattr(run, 'drawing_seconds', 0)
+    for clock[0] in (1002.0, 1100.0, 1203.0, 1205.0, 1300.0):
+        run.draw()
+    assert drawn == [1002.0, 1205.0]  # each takes 2 seconds
+    run.stopping = True
+    run.draw()
+    assert len(drawn) == 3  # and at the end
+
+
+def test_a_smoothed_curve_is_the_mean_of_neighbours():
+    values = np.random.RandomState(0).standard_normal(20)
+    expected = [values[max(0, i - 3):i + 4].mean() for i in range(20)]
+    np.testing.assert_allclose(train.smoothed(values, 3), expected, atol=1e-12)
+    assert len(train.smoothed(np.array([]), 1)) == 0
 
 
 def test_the_loss_is_drawn(unbroken):
