@@ -117,7 +117,7 @@ class Encoder:
         if missing:
             raise ValueError('%d symbols have no id, %.60r the first of them' % (len(missing), missing[0]))
         if others:  # cut after a line, vocab.bpe looks whole
-            raise ValueError('%d of %d symbols are no bytes, and no merge makes them' % (others, len(encoder)))
+            raise ValueError('no merge makes %d of its %d symbols' % (others, len(encoder)))
         self.end_of_text = encoder[END_OF_TEXT]
 
     def encode(self, text):
