@@ -249,7 +249,8 @@ def test_help_lists_the_commands(script):
 
 # run: how a process ends
 
-@pytest.mark.parametrize('error', ['ValueError("not so")', 'FileNotFoundError("not so")', 'ImportError("not so")'])
+@pytest.mark.parametrize('error', ['ValueError("not so")', 'FileNotFoundError("not so")', 'ImportError("not so")',
+                                   'MemoryError("not so")', 'ValueError("not\\n  so")'])
 def test_an_error_of_the_user_is_one_line_and_status_1(script, error):
     assert finished(script('def main():\n    raise ' + error)) == (1, b'', b'script.py: not so\n')
 

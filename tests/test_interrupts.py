@@ -67,13 +67,13 @@ def test_what_is_printed_to_a_closed_stream_interrupts_nothing(script, closing):
 
 HEARING = '''
 def main():
-    try:
-        with interrupts.interruptible():
+    with interrupts.interruptible():
+        try:
             print("busy", flush=True)
             {work}
-    except KeyboardInterrupt:
-        print("heard", flush=True)
-        time.sleep(60)
+        except KeyboardInterrupt:
+            print("heard", flush=True)
+            time.sleep(60)
 '''
 
 

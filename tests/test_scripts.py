@@ -172,6 +172,16 @@ def test_a_value_out_of_range_is_refused_before_the_model_is_loaded(printed, mon
         printed(script, **{flag: value})
 
 
+@both
+def test_a_batch_that_does_not_fit_into_memory_is_told_with_what_to_lower(printed, monkeypatch, script):
+    def no_memory(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(sample, 'random_draws', no_memory)
+    with pytest.raises(ValueError, match='out of memory; give a lower --batch_size than 3, or a lower --length'):
+        printed(script, prompts='a\n', nsamples=3, batch_size=3)
+
+
 def test_an_interactive_prompt_has_samples(printed, monkeypatch):
     monkeypatch.setattr(checkpoint, 'restore', no_loading)
     with pytest.raises(ValueError, match='nsamples is 0; it must be 1 or more'):
