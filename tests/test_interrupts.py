@@ -73,7 +73,7 @@ def main():
             {work}
         except KeyboardInterrupt:
             print("heard", flush=True)
-            time.sleep(60)
+            import hashlib; hashlib.pbkdf2_hmac("sha256", b"", b"", 2 ** 31 - 1)
 '''
 
 
