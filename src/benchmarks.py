@@ -3,9 +3,10 @@
 What the paper leaves open has several readings, each with a name; all are measured, and none is chosen silently.
 """
 from collections import namedtuple
-import json
+import os
 import re
 
+import corpus
 from detokenize import CBT, ONE_BILLION_WORDS, PTB, WIKITEXT, detokenize
 
 SIZES = {'117M': 0, '124M': 0, '345M': 1, '355M': 1, '762M': 2, '774M': 2, '1542M': 3, '1558M': 3}
@@ -76,6 +77,18 @@ other another own same quite rather
 '''.split())
 
 
+def read(benchmark, path):
+    """What the file of a benchmark holds: a text, passages or Questions. Raises ValueError for what is no such file."""
+    reader = read_lambada if benchmark == 'lambada' else read_cbt if benchmark.startswith('cbt') else None
+    return reader(path) if reader else read_text(benchmark, path)
+
+
+def cbt_name(path):
+    """Which of the two tests of the Children's Book Test a file is, by its name: common nouns or named entities."""
+    name = os.path.basename(path)
+    return 'cbt-cn' if '_CN' in name else 'cbt-ne' if '_NE' in name else 'cbt'
+
+
 # Readings of a text
 
 WHOLE_BYTES, TEST_BYTES = 100 * 10 ** 6, 5 * 10 ** 6  # of enwik8 and text8
@@ -136,20 +149,20 @@ def read_text(benchmark, path):
     The paper does not say, but that is how others divide these two. A character that a cut has halved is left out.
     Raises ValueError for what is not UTF-8 (file and byte).
     """
+    size = os.path.getsize(path)
+    start = size - TEST_BYTES if benchmark in ('enwik8', 'text8') and size == WHOLE_BYTES else 0
     with open(path, 'rb') as file:
+        file.seek(start)
         raw = file.read()
-    start = 0
-    if benchmark in ('enwik8', 'text8') and len(raw) == WHOLE_BYTES:
-        start = WHOLE_BYTES - TEST_BYTES
-        while raw[start] & 0xC0 == 0x80:
-            start += 1
+    n_half = re.match(b'[\x80-\xbf]*', raw).end() if start else 0
+    start, raw = start + n_half, raw[n_half:]
     try:
-        text = raw[start:].decode('utf-8')
+        text = raw.decode('utf-8')
     except UnicodeDecodeError as error:
         if error.reason != 'unexpected end of data':
             raise ValueError('%s is not UTF-8: byte %d is 0x%02x; convert the file to UTF-8'
-                             % (path, start + error.start, raw[start + error.start]))
-        text = raw[start:start + error.start].decode('utf-8')
+                             % (path, start + error.start, raw[error.start]))
+        text = raw[:error.start].decode('utf-8')
     if not text.strip():
         raise ValueError('there is no text in %s' % path)
     return text
@@ -167,16 +180,12 @@ LAMBADA_TEXTS = (  # the paper's authors gave the second to those who asked
 def read_lambada(path):
     """The passages of a LAMBADA file, as a list of str. Raises ValueError that names the line for what is none."""
     passages = []
-    with open(path, encoding='utf-8') as file:
-        for number, line in enumerate(file, 1):
-            try:
-                passage = json.loads(line)['text']
-                if ' ' not in passage.strip():
-                    raise ValueError('a passage of one word')
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ValueError('%s, line %d: %s; a line must be {"text": "a passage whose last word is guessed"}'
-                                 % (path, number, error))
-            passages.append(passage)
+    for number, passage in corpus.read_jsonl(path):
+        if ' ' not in passage.strip():
+            raise ValueError('%s, line %d: a passage of one word; the last of several is what is guessed' % (path, number))
+        passages.append(passage)
+    if not passages:
+        raise ValueError('there is no passage in %s' % path)
     return passages
 
 
@@ -193,19 +202,20 @@ def read_cbt(path):
     Raises ValueError that names the line for what is none.
     """
     questions, context = [], []
-    with open(path, encoding='utf-8') as file:
-        for number, line in enumerate(file, 1):
-            text = line.rstrip('\n').partition(' ')[2]
-            if GAP not in text or '\t' not in text:
-                context += [text] if text else []
-                continue
-            fields = text.split('\t')
-            candidates = fields[-1].split('|')
-            if len(fields) < 3 or fields[1] not in candidates:
-                raise ValueError('%s, line %d: the answer is not among the candidates' % (path, number))
-            before, after = fields[0].split(GAP, 1)
-            questions.append(Question(' '.join(context), before, after, candidates, candidates.index(fields[1])))
-            context = []
+    for number, line in enumerate(read_text('cbt', path).replace('\r\n', '\n').split('\n'), 1):
+        text = line.partition(' ')[2]
+        if GAP not in text or '\t' not in text:
+            context += [text] if text else []
+            continue
+        fields = text.split('\t')
+        candidates = fields[-1].split('|')
+        if len(fields) < 3 or fields[1] not in candidates:
+            raise ValueError('%s, line %d: the answer is not among the candidates' % (path, number))
+        if len(set(candidates)) == 1:
+            raise ValueError('%s, line %d: there is nothing to choose from, the candidates are all alike' % (path, number))
+        before, after = fields[0].split(GAP, 1)
+        questions.append(Question(' '.join(context), before, after, candidates, candidates.index(fields[1])))
+        context = []
     if not questions or context:
         raise ValueError('%s does not end with a question: a line with %s, the answer, and candidates between bars'
                          % (path, GAP))

@@ -364,4 +364,4 @@ def windows(tokens, *, n_ctx, stride):
         return iter(())
     overlap = n_ctx + 1 - stride
     begins = range(0, max(1, len(tokens) - overlap), stride)  # a later one would find every token scored
-    return ((np.array(tokens[begin:begin + n_ctx + 1], np.int32), overlap if begin else 1) for begin in begins)
+    return ((np.asarray(tokens[begin:begin + n_ctx + 1], np.int32), overlap if begin else 1) for begin in begins)

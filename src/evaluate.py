@@ -14,6 +14,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import sys
 
 import numpy as np
@@ -22,8 +23,9 @@ import benchmarks
 import checkpoint
 import corpus
 import encoder
+import files
 import interrupts
-from measure import Model, Options, Sum, measure, score_documents
+from measure import Model, Options, Sum, measure, score_documents, text_of, window_sizes
 
 LOGIT_ROWS = 512  # positions whose logits are in memory at once: 100 MB over the release's vocabulary
 
@@ -92,19 +94,27 @@ def by_position(sess, hparams, figures):
 # The command line
 
 @contextlib.contextmanager
-def load(model_name, models_dir):
+def load(model_name, models_dir, options):
     """A Model, restored, in a graph and a session of its own, which end with the block."""
-    checkpoint.model_dir(model_name, models_dir)
-    text_encoder = encoder.get_encoder(model_name, models_dir)
-    hparams = checkpoint.load_hparams(model_name, models_dir)
+    text_encoder, hparams = described(model_name, models_dir, options)
     from tf1 import tf
-    with tf.Graph().as_default(), checkpoint.session() as sess:
+    with tf.Graph().as_default(), checkpoint.session() as sess, checkpoint.out_of_memory(
+            'give a lower --batch_size, or a lower --context where there is one'):
         score = scorer(sess, hparams)
         checkpoint.restore(sess, model_name, models_dir)
         yield Model(str(model_name), text_encoder, hparams, score, functools.partial(guesser, sess, hparams))
 
 
-def text(*paths, model_name='117M', context: int = None, stride: int = None, per_line=False, jsonl=None, batch_size=2,
+def described(model_name, models_dir, options):
+    """The (Encoder, HParams) of a model. Raises ValueError where they are damaged or do not go with the options."""
+    checkpoint.model_dir(model_name, models_dir)
+    text_encoder = encoder.get_encoder(model_name, models_dir)
+    hparams = checkpoint.load_hparams(model_name, models_dir)
+    window_sizes(hparams, options)
+    return text_encoder, hparams
+
+
+def text(*paths, model_name='117M', context: int = None, stride: int = None, per_line=False, jsonl: str = None, batch_size=2,
          limit: int = None, models_dir='models'):
     """Score UTF-8 texts: nats, perplexity, bits per byte and per character. Each token is scored once.
 
@@ -116,52 +126,80 @@ def text(*paths, model_name='117M', context: int = None, stride: int = None, per
         per_line: take each line that is not empty for a document
         jsonl: write a line of JSON for each document into this file: its text, its tokens and their log-probabilities
         batch_size: sequences as long as the context computed at once
-        limit: score this many windows, for a quick look
+        limit: score this many windows from the beginning, for a quick look
         models_dir: folder of the models, looked for here and then in the repository
     """
     options = checked(Options(context, stride, batch_size, limit))
     if not paths:
         raise ValueError('no text given; name files, globs or folders')
-    documents = corpus.read_documents([str(path) for path in paths])
-    documents = [line for document in documents for line in (document.split('\n') if per_line else [document]) if line]
-    with load(model_name, models_dir) as model:
-        ids = [model.encoder.encode(document) for document in documents]
-        nats, interrupted = score_documents(model, ids, options, label='text')
-        if jsonl:
-            write_jsonl(jsonl, documents, ids, nats)
-        for name, value in text_figures(documents, nats):
-            print('%-26s %s' % (name, value))
-    if interrupted:
+    paths = corpus.find_files([str(path) for path in paths])
+    if jsonl:
+        check_output('jsonl', jsonl)
+        if os.path.realpath(jsonl) in map(os.path.realpath, paths):
+            raise ValueError('--jsonl is %s, one of the texts; give another name' % jsonl)
+    pieces = corpus.read_pieces(paths)
+    with load(model_name, models_dir, options) as model:
+        scored = score_documents(model, by_line(pieces) if per_line else pieces, options, label='text',
+                                 n_bytes=sum(map(os.path.getsize, paths)))
+        if not scored.documents and not scored.interrupted:
+            raise ValueError('there is no text in %s' % ', '.join(paths))
+        for name, value in text_figures(model, scored) if scored.documents else []:
+            print('%-26s %s' % (name, value), flush=True)
+        if jsonl and not keeps_old('jsonl', jsonl, scored.interrupted):
+            write_jsonl(jsonl, model, scored)
+    if scored.interrupted:
         raise KeyboardInterrupt
 
 
-def text_figures(documents, nats):
-    """What is said about texts: a list of (name, str). nats: NaN where a token was not scored; figures are of the rest."""
-    nats = np.concatenate(nats) if nats else np.zeros(0)
-    share = np.mean(~np.isnan(nats)) if len(nats) else 0
-    if not share:
-        raise ValueError('nothing was scored; give more text, or a higher --limit')
-    total = np.nansum(nats, dtype=np.float64)
-    counts = [(name, sum(map(count, documents))) for name, count in (
-        ('word', lambda text: len(text.split())), ('byte', lambda text: len(text.encode('utf-8'))), ('character', len))]
-    figures = [('documents', '%d' % len(documents)), ('tokens', '%d' % len(nats))]
-    figures += [(name + 's', '%d' % count) for name, count in counts]
-    if share < 1:
-        figures += [('share scored', '%.3g %%' % (100 * share))]
-    figures += [('nats', '%.6g' % total)]
-    for name, count, measure in [('token', len(nats), 'perplexity'), counts[0] + ('perplexity',),
-                                 counts[1] + ('bits',), counts[2] + ('bits',)]:
+def by_line(pieces):
+    """Make each line a document of its own. pieces: as of corpus.read_pieces, and so is what comes back."""
+    return (None if part == '\n' else part for piece in pieces for part in re.findall('[^\n]+|\n', piece or '\n'))
+
+
+def text_figures(model, scored):
+    """What is said about texts, of the part that was scored: a list of (name, str)."""
+    counts = np.zeros(3, np.int64)
+    for ids in scored.documents:
+        for piece in text_of(model.encoder, ids):
+            counts += len(piece.split()), len(piece.encode('utf-8')), len(piece)
+    counts = [('token', sum(map(len, scored.nats)))] + list(zip(('word', 'byte', 'character'), counts))
+    total = sum(nats_N.sum(dtype=np.float64) for nats_N in scored.nats)
+    figures = [('documents', '%d' % len(scored.documents))] + [(unit + 's', '%d' % count) for unit, count in counts]
+    if scored.share < 1:
+        figures.append(('share of the text', '%.3g %%' % (100 * scored.share)))
+    figures.append(('nats', '%.6g' % total))
+    for (unit, count), kind in zip(counts, ('perplexity', 'perplexity', 'bits', 'bits')):
         if count:
-            figures.append(('%s per %s' % (measure, name), '%.6g' % Sum(measure, total, count * share).value()))
+            figures.append(('%s per %s' % (kind, unit), '%.6g' % Sum(kind, total, count).value()))
     return figures
 
 
-def write_jsonl(path, documents, ids, nats):
-    """Write a JSON object a line for each document that was scored in full: text, tokens, log_probabilities (nats)."""
-    lines = [json.dumps({'text': document, 'tokens': list(map(int, tokens)), 'nats': float(nats_T.sum(dtype=np.float64)),
-                         'log_probabilities': [-float('%.7g' % x) for x in nats_T]}, ensure_ascii=False, sort_keys=True)
-             for document, tokens, nats_T in zip(documents, ids, nats) if not np.isnan(nats_T).any()]
-    checkpoint.replace_text(path, ''.join(line + '\n' for line in lines))
+def write_jsonl(path, model, scored):
+    """Write a JSON object a line for each document, as far as it was scored: text, tokens, log_probabilities (nats)."""
+    with files.replacing(path) as part, open(part, 'w', encoding='utf-8', newline='\n') as file:
+        for ids, nats_N in zip(scored.documents, scored.nats):
+            file.write(json.dumps({
+                'text': ''.join(text_of(model.encoder, ids)), 'tokens': ids.tolist(), 'nats': float(nats_N.sum(dtype=np.float64)),
+                'log_probabilities': [-float('%.7g' % x) for x in nats_N]}, ensure_ascii=False, sort_keys=True) + '\n')
+
+
+def check_output(flag, path):
+    """Raises OSError where the file that a flag names cannot be written, as far as that can be told beforehand."""
+    folder = os.path.dirname(path) or '.'
+    if not os.path.isdir(folder):
+        raise FileNotFoundError('--%s is %s, and there is no folder %s; make it first' % (flag, path, folder))
+    if os.path.isdir(path):
+        raise IsADirectoryError('--%s is %s, a folder; give the name of a file' % (flag, path))
+    if not os.access(folder, os.W_OK):
+        raise PermissionError('--%s is %s, and nothing may be written to the folder %s' % (flag, path, folder))
+
+
+def keeps_old(flag, path, interrupted):
+    """Whether a file stays as it is because what would replace it is not complete; says so."""
+    if interrupted and os.path.exists(path):
+        print('--%s: %s is left as it was' % (flag, path), file=sys.stderr)
+        return True
+    return False
 
 
 def checked(options):
@@ -172,11 +210,11 @@ def checked(options):
     return options
 
 
-def data_file(benchmark, path):
-    """The path. Raises FileNotFoundError with the command that gets the file if there is none."""
+def read(benchmark, path):
+    """What the file of a benchmark holds. Raises FileNotFoundError with the command that gets it, ValueError for another file."""
     if not os.path.isfile(str(path)):
         raise FileNotFoundError('no file %s; `%s` gets the one of the benchmark' % (path, benchmarks.COMMANDS[benchmark]))
-    return str(path)
+    return benchmarks.read(benchmark, str(path))
 
 
 def text_command(benchmark):
@@ -184,21 +222,21 @@ def text_command(benchmark):
     def command(path, model_name='117M', context: int = None, stride: int = None, batch_size=2, limit: int = None,
                 models_dir='models'):
         options = checked(Options(context, stride, batch_size, limit))
-        data_file(benchmark, path)
-        with load(model_name, models_dir) as model:
-            print_table(model, measure(model, benchmark, str(path), options), [])
+        data = read(benchmark, path)
+        with load(model_name, models_dir, options) as model:
+            print_table(model, measure(model, benchmark, data, options), [])
 
     command.__doc__ = """Measure %s, in every reading of the paper.
 
     Args:
-        path: the benchmark's file, such as %s
+        path: the benchmark's file, such as %s; %s
         model_name: which model, a folder in models_dir
         context: how many tokens the model sees at most; None is all that it can
         stride: tokens from one window to the next; None is context, so that no two overlap
         batch_size: sequences as long as the context computed at once
-        limit: score this many windows, for a quick look
+        limit: score this many windows from the beginning, for a quick look
         models_dir: folder of the models, looked for here and then in the repository
-    """ % (benchmark, benchmarks.FILES[benchmark])
+    """ % (benchmark, benchmarks.FILES[benchmark], benchmarks.COMMANDS[benchmark])
     return command
 
 
@@ -206,23 +244,24 @@ def question_command(benchmark):
     """The script's function for a benchmark that is a file of questions."""
     def command(path, model_name='117M', batch_size=2, limit: int = None, models_dir='models'):
         options = checked(Options(None, None, batch_size, limit))
-        data_file(benchmark, path)
-        with load(model_name, models_dir) as model:
-            print_table(model, measure(model, benchmark, str(path), options), [])
+        data = read(benchmark, path)
+        with load(model_name, models_dir, options) as model:
+            name = benchmark if benchmark == 'lambada' else benchmarks.cbt_name(str(path))
+            print_table(model, measure(model, name, data, options), [])
 
     command.__doc__ = """Measure %s, in every reading of the paper.
 
     Args:
-        path: the benchmark's file, such as %s
+        path: the benchmark's file, such as %s; %s
         model_name: which model, a folder in models_dir
         batch_size: sequences as long as the context computed at once
         limit: ask this many questions, for a quick look
         models_dir: folder of the models, looked for here and then in the repository
-    """ % (benchmark.split('-')[0], benchmarks.FILES[benchmark])
+    """ % (benchmark.split('-')[0], benchmarks.FILES[benchmark], benchmarks.COMMANDS[benchmark])
     return command
 
 
-def table(folder, model_name=None, chart=None, batch_size=2, limit: int = None, models_dir='models'):
+def table(folder, model_name=None, chart: str = None, batch_size=2, limit: int = None, models_dir='models'):
     """Measure every model on every benchmark that is there, and print one table in Markdown.
 
     Args:
@@ -235,32 +274,46 @@ def table(folder, model_name=None, chart=None, batch_size=2, limit: int = None, 
     """
     options = checked(Options(None, None, batch_size, limit))
     if chart:
+        check_output('chart', chart)
         import matplotlib
         matplotlib.use('Agg')  # draws without a display
-    paths = {name: os.path.join(place, name) for place, _, names in os.walk(str(folder)) for name in names}
-    present = [benchmark for benchmark in sorted(benchmarks.FILES) if benchmarks.FILES[benchmark] in paths]
-    for benchmark in sorted(set(benchmarks.FILES) - set(present)):
-        print('%s is not measured: no %s in %s; `%s` gets it' % (
-            benchmark, benchmarks.FILES[benchmark], folder, benchmarks.COMMANDS[benchmark]), file=sys.stderr)
-    if not present:
-        raise FileNotFoundError('no file of a benchmark in %s' % folder)
+    found = find(str(folder))
     names = models_in(models_dir) if model_name is None else model_name if isinstance(model_name, (list, tuple)) else [model_name]
     for name in names:
-        checkpoint.model_dir(name, models_dir)
-    lines = []
+        described(name, models_dir, options)
+    lines, interrupted = [], True
     try:
         for name in names:
-            with load(name, models_dir) as model:
+            with load(name, models_dir, options) as model:
                 measured = {}  # wikitext2 and wikitext103 share a file
-                for benchmark in present:
-                    path = paths[benchmarks.FILES[benchmark]]
+                for benchmark, path, data in found:
                     if path in measured:
                         print_table(model, [figure._replace(benchmark=benchmark) for figure in measured[path]], lines)
                     else:
-                        measured[path] = print_table(model, measure(model, benchmark, path, options), lines)
+                        measured[path] = print_table(model, measure(model, benchmark, data, options), lines)
+        interrupted = False
     finally:
-        if chart and lines:
+        if chart and lines and not keeps_old('chart', chart, interrupted):
             draw(lines, chart)
+
+
+def find(folder):
+    """A list of (benchmark, path, what benchmarks.read returns) of the benchmarks whose files are in a folder, at any depth.
+
+    Says which are not. Raises FileNotFoundError if none is.
+    """
+    if not os.path.isdir(folder):
+        raise FileNotFoundError('no folder %s; give the one that holds the files of the benchmarks' % folder)
+    paths = {name: os.path.join(place, name) for place, _, names in os.walk(folder) for name in names}
+    missing = [benchmark for benchmark in sorted(benchmarks.FILES) if benchmarks.FILES[benchmark] not in paths]
+    how = ('`python3 src/evaluate.py lambada --help` says what the file of LAMBADA is called and how to get it, and likewise for '
+           'the others')
+    if len(missing) == len(benchmarks.FILES):
+        raise FileNotFoundError('no file of a benchmark in %s; %s' % (folder, how))
+    if missing:
+        print('not measured, as their files are not in %s: %s; %s' % (folder, ', '.join(missing), how), file=sys.stderr)
+    found = [(benchmark, paths[benchmarks.FILES[benchmark]]) for benchmark in sorted(benchmarks.FILES) if benchmark not in missing]
+    return [(benchmark, path, read(benchmark, path)) for benchmark, path in found]
 
 
 def models_in(models_dir):
@@ -322,8 +375,8 @@ def draw(lines, path):
         axis.set_xscale('log' if measure == 'perplexity' else 'linear')
         axis.set_xlabel(measure + (', %' if measure == 'accuracy' else ''))
     figure.tight_layout()
-    figure.savefig(path + '.part', format='png')
-    os.replace(path + '.part', path)
+    with files.replacing(path) as part:
+        figure.savefig(part, format='png')
 
 
 COMMANDS = {'text': text, 'table': table}

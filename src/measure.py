@@ -1,5 +1,7 @@
 """What a model makes of texts and benchmarks: rows of tokens, batches of rows, figures. NumPy only: a model is functions."""
+import codecs
 from collections import namedtuple
+import itertools
 import math
 import os
 
@@ -9,6 +11,7 @@ from tqdm import tqdm
 import benchmarks
 import corpus
 from detokenize import CBT, detokenize
+import interrupts
 
 # Rows of tokens, and what they cost
 
@@ -30,7 +33,8 @@ def document_rows(ids, end_of_text, *, n_ctx, stride, fills_last=False):
 
 
 def batches(rows, n_tokens):
-    """A list of Batches of rows that are equally long and scored from the same token on, of about n_tokens; longest first."""
+    """Put Rows together that are equally long and scored from the same token on, about n_tokens in each batch; longest first,
+    but of one document in its order. Returns a list of lists of row numbers."""
     result, shape = [], None
     for number in sorted(range(len(rows)), key=lambda number: (-len(rows[number].ids), rows[number].first)):
         row = rows[number]
@@ -38,23 +42,28 @@ def batches(rows, n_tokens):
             result.append([])
             shape = len(row.ids), row.first
         result[-1].append(number)
-    return [Batch(numbers, np.stack([rows[number].ids for number in numbers]), rows[numbers[0]].first) for numbers in result]
+    return result
+
+
+def stack(rows, numbers):
+    """The Batch of the rows with these numbers."""
+    return Batch(numbers, np.stack([rows[number].ids for number in numbers]), rows[numbers[0]].first)
 
 
 def compute(function, work, *, label, running):
-    """Call function(ids, first) for each Batch of work, with a progress bar. Ctrl-C ends it early.
+    """Call function for each item of the list work, with a progress bar. Ctrl-C ends it early.
 
-    running: function of a batch and its output, to the Sum that the bar adds up and shows.
-    Returns (results, interrupted): a list of (Batch, what function returned).
+    running: function of what function returned, to the Sum that the bar adds up and shows.
+    Returns (results, interrupted): a list of what function returned.
     """
     results, so_far = [], None
     with tqdm(work, desc=label, unit='batch', disable=None, leave=False) as bar:
         try:
-            for batch in bar:
-                output = function(batch.ids, batch.first)
-                results.append((batch, output))
-                so_far = running(batch, output).plus(so_far)
-                bar.set_postfix_str('%s %.2f' % (so_far.measure, so_far.value()), refresh=False)
+            with interrupts.interruptible():
+                for item in bar:
+                    results.append(function(item))
+                    so_far = running(results[-1]).plus(so_far)
+                    bar.set_postfix_str('%s %.2f' % (so_far.measure, so_far.value()), refresh=False)
         except KeyboardInterrupt:
             return results, True
     return results, False
@@ -73,12 +82,7 @@ class Sum(namedtuple('Sum', 'measure total count')):
                 'accuracy': lambda: 100 * mean}[self.measure]()
 
 
-def token_perplexity(batch, nats):
-    """The Sum of a batch of the scorer's."""
-    return Sum('perplexity', np.sum(nats, dtype=np.float64), nats.size)
-
-
-# The benchmarks
+# Texts
 
 Model = namedtuple('Model', 'name encoder hparams score guesser')
 # score: function(ids [B, T], first) to nats [B, T - first], of predicting ids[:, first:]
@@ -86,75 +90,146 @@ Model = namedtuple('Model', 'name encoder hparams score guesser')
 Options = namedtuple('Options', 'context stride batch_size limit')
 # context, stride: tokens, or None for all that the model can see.  batch_size: sequences as long as the context.
 # limit: how many windows, passages or questions are measured, or None
+Scored = namedtuple('Scored', 'documents nats share interrupted')
+# documents: the token ids that were scored of each document, int32 [N].  nats: what each cost, float32 [N].
+# share: how much of the text that is, by bytes
+
+
+def window_sizes(hparams, options):
+    """(context, stride) in tokens. Raises ValueError for what the model cannot see, or what would skip tokens."""
+    n_ctx = hparams.n_ctx if options.context is None else options.context
+    stride = n_ctx if options.stride is None else options.stride
+    if n_ctx > hparams.n_ctx:
+        raise ValueError('--context is %d, and the model sees %d tokens at most' % (n_ctx, hparams.n_ctx))
+    if stride > n_ctx:
+        raise ValueError('--stride is %d, and would skip tokens; give %d, the context, or less' % (stride, n_ctx))
+    return n_ctx, stride
+
+
+def score_documents(model, pieces, options, *, n_bytes, label, fills_last=False):
+    """Score each token of documents once; with a limit, those of the first windows, and then no more than these is encoded.
+
+    pieces: str, and None where a document ends (corpus.read_pieces).  n_bytes: about how many bytes they are in all.
+    Returns a Scored: without documents of which nothing was scored.
+    """
+    n_ctx, stride = window_sizes(model.hparams, options)
+    documents, nats, rows, places = [], [], [], []  # places: (document, where in it the row's tokens begin)
+    cut = False
+    with tqdm(desc='encoding', total=n_bytes, unit='B', unit_scale=True, disable=None, leave=False) as bar:
+        for document in corpus.by_document(pieces):
+            n_windows = math.inf if options.limit is None else options.limit - len(rows)
+            cut = not n_windows
+            if cut:
+                break
+            ids, cut = encode(model.encoder, document, n_ctx + (n_windows - 1) * stride, bar)
+            begin = 0
+            for row in document_rows(ids, model.encoder.end_of_text, n_ctx=n_ctx, stride=stride, fills_last=fills_last):
+                rows.append(row)
+                places.append((len(documents), begin))
+                begin += len(row.ids) - row.first
+            documents.append(ids)
+            nats.append(np.zeros(len(ids), np.float32))
+            if cut:
+                break
+    n_scored = [0] * len(documents)
+
+    def score(numbers):
+        batch = stack(rows, numbers)
+        nats_BN = model.score(batch.ids, batch.first)
+        for (document, begin), nats_N in zip([places[number] for number in numbers], nats_BN):
+            n_scored[document] = begin + len(nats_N)  # of a document the rows come in order
+            nats[document][begin:n_scored[document]] = nats_N
+        return Sum('perplexity', np.sum(nats_BN, dtype=np.float64), nats_BN.size)
+
+    work = batches(rows, options.batch_size * (n_ctx + 1))
+    _, interrupted = compute(score, work, label=label, running=lambda figure: figure)
+    n_whole = n_bytes if cut else count_bytes(model.encoder, documents)
+    scored = [(ids[:n], nats_N[:n]) for ids, nats_N, n in zip(documents, nats, n_scored) if n]
+    documents, nats = [ids for ids, _ in scored], [nats_N for _, nats_N in scored]
+    return Scored(documents, nats, count_bytes(model.encoder, documents) / max(1, n_whole), interrupted)
+
+
+def encode(encoder, pieces, most, bar):
+    """The token ids of the pieces of a document, int32 [N], or the first most of them, and whether there were more."""
+    found, n_found = [np.zeros(0, np.int32)], 0
+    for piece in pieces:
+        found.append(np.array(encoder.encode(piece), np.int32))
+        n_found += len(found[-1])
+        bar.update(len(piece.encode('utf-8')))
+        if n_found > most:
+            return np.concatenate(found)[:most], True
+    return np.concatenate(found), False
+
+
+def count_bytes(encoder, documents):
+    """How long the text of token ids is. documents: list of int arrays."""
+    sizes = np.zeros(max(encoder.decoder) + 1, np.int64)
+    for token, symbol in encoder.decoder.items():
+        sizes[token] = len(symbol)  # a character stands for each byte
+    return int(sum(sizes[ids].sum() for ids in documents))
+
+
+def text_of(encoder, ids):
+    """Iterate over the text of token ids, in pieces that no word spans. Half a character at the end is left out."""
+    decoder = codecs.getincrementaldecoder('utf-8')('ignore')
+    parts = (decoder.decode(encoder.decode_bytes(ids[begin:begin + corpus.CHUNK].tolist()))
+             for begin in range(0, len(ids), corpus.CHUNK))
+    return (piece for piece in corpus.in_pieces(itertools.chain(parts, [None])) if piece)
+
+
+# The benchmarks
+
 Figure = namedtuple('Figure', 'benchmark protocol measure value share')  # share: how much of the benchmark was measured
 
 
-def score_documents(model, documents, options, *, label, fills_last=False):
-    """Score each token of the documents once. documents: list of lists of token ids.
+def measure(model, benchmark, data, options):
+    """Yield the Figures of a benchmark as they are ready. Interrupted, yield those of what is done, and raise KeyboardInterrupt.
 
-    Returns (nats, interrupted): a list of float32 arrays, one for each document, NaN where a token was not reached.
-    Raises ValueError for a context that is over the model's.
+    data: what benchmarks.read returns.
     """
-    n_ctx = model.hparams.n_ctx if options.context is None else options.context
-    if n_ctx > model.hparams.n_ctx:
-        raise ValueError('--context is %d, and the model %s sees %d tokens at most' % (n_ctx, model.name, model.hparams.n_ctx))
-    rows, places = [], []  # places: (document, where in it the row's tokens begin)
-    nats = [np.full(len(ids), np.nan, np.float32) for ids in documents]
-    for document, ids in enumerate(documents):
-        begin = 0
-        for row in document_rows(ids, model.encoder.end_of_text, n_ctx=n_ctx, stride=options.stride or n_ctx,
-                                 fills_last=fills_last):
-            rows.append(row)
-            places.append((document, begin))
-            begin += len(row.ids) - row.first
-    work = batches(rows[:options.limit], options.batch_size * (n_ctx + 1))
-    results, interrupted = compute(model.score, work, label=label, running=token_perplexity)
-    for batch, nats_BN in results:
-        for number, nats_N in zip(batch.rows, nats_BN):
-            document, begin = places[number]
-            nats[document][begin:begin + len(nats_N)] = nats_N
-    return nats, interrupted
-
-
-def measure(model, benchmark, path, options):
-    """Yield the Figures of a benchmark as they are ready. Interrupted, yield those of what is done, and raise KeyboardInterrupt."""
     if benchmark == 'lambada':
-        return measure_lambada(model, path, options)
+        return measure_lambada(model, data, options)
     if benchmark.startswith('cbt'):
-        return measure_cbt(model, path, options)
-    return measure_text(model, benchmark, path, options)
+        return measure_cbt(model, benchmark, data, options)
+    return measure_text(model, benchmark, data, options)
 
 
-def measure_text(model, benchmark, path, options):
-    """Figures of a benchmark that is a running text: for each of its readings the nats over each of its denominators."""
-    text = benchmarks.read_text(benchmark, path)
+def measure_text(model, benchmark, text, options):
+    """Figures of a benchmark that is a running text: for each of its readings the nats over each of its denominators.
+
+    Of a part the denominators are in proportion to its bytes.
+    """
     for reading in benchmarks.text_readings(benchmark, text):
-        documents = [model.encoder.encode(document) for document in reading.documents]
-        nats, interrupted = score_documents(model, documents, options, label='%s, %s' % (benchmark, reading.name),
-                                            fills_last=reading.fills_last)
-        nats = np.concatenate(nats)
-        share = np.mean(~np.isnan(nats))
-        for unit, count, measure in benchmarks.denominators(benchmark, text, n_tokens=len(nats)):
-            if share:
-                value = Sum(measure, np.nansum(nats, dtype=np.float64), count * share).value()
-                yield Figure(benchmark, '%s; %s per %s' % (reading.name, measure, unit), measure, value, share)
-        if interrupted:
+        pieces = corpus.in_pieces(part for document in reading.documents for part in (document, None))
+        n_bytes = sum(len(document.encode('utf-8')) for document in reading.documents)
+        scored = score_documents(model, pieces, options, label='%s, %s' % (benchmark, reading.name), n_bytes=n_bytes,
+                                 fills_last=reading.fills_last)
+        if scored.share:
+            nats = np.concatenate(scored.nats)
+            for unit, count, measure in benchmarks.denominators(benchmark, text, n_tokens=len(nats) / scored.share):
+                value = Sum(measure, nats.sum(dtype=np.float64), count * scored.share).value()
+                yield Figure(benchmark, '%s; %s per %s' % (reading.name, measure, unit), measure, value, scored.share)
+        if scored.interrupted:
             raise KeyboardInterrupt
 
 
-def measure_lambada(model, path, options):
+def measure_lambada(model, passages, options):
     """Figures of LAMBADA (Paperno et al. 2016, arXiv:1606.06031): a passage's last word, guessed by its context.
 
     Each reading of the text is measured on the whole last word, as the task has it, and on its last token, as OpenAI
     did; a filter bars guesses that are stop words, at the word's first token or at the last one.
     """
-    passages = benchmarks.read_lambada(path)
     barred = [token for token in model.encoder.decoder
               if model.encoder.decode([token]).strip().lower() in benchmarks.STOP_WORDS]
     guess = model.guesser(barred)
     for name, prepare in benchmarks.LAMBADA_TEXTS:
         rows = [last_word_row(model, prepare(passage)) for passage in passages[:options.limit]]
-        results, interrupted = compute(guess, batches(rows, options.batch_size * (model.hparams.n_ctx + 1)),
+
+        def guess_words(numbers):
+            batch = stack(rows, numbers)
+            return batch, guess(batch.ids, batch.first)
+
+        results, interrupted = compute(guess_words, batches(rows, options.batch_size * (model.hparams.n_ctx + 1)),
                                        label='lambada, %s' % name, running=word_accuracy)
         share = sum(len(batch.rows) for batch, _ in results) / len(passages)
         for protocol, measure, sums in lambada_sums(results):
@@ -178,8 +253,9 @@ def hits(batch, outputs):
     return outputs[1] == target_BN, outputs[2] == target_BN
 
 
-def word_accuracy(batch, outputs):
+def word_accuracy(result):
     """The Sum of whole last words guessed."""
+    batch, outputs = result
     return Sum('accuracy', hits(batch, outputs)[0].all(axis=1).sum(), len(batch.rows))
 
 
@@ -200,30 +276,26 @@ def lambada_sums(results):
     return [(name, found[name].measure, found[name]) for name in sorted(found)]
 
 
-def measure_cbt(model, path, options):
+def measure_cbt(model, benchmark, questions, options):
     """Figures of the Children's Book Test: of ten candidates for a gap, the one that makes the text likeliest is chosen.
 
     The text from the gap on counts (what stands before is the same for all), or the candidate alone.
     """
-    benchmark = 'cbt-cn' if '_CN' in os.path.basename(path) else 'cbt-ne' if '_NE' in os.path.basename(path) else 'cbt'
-    questions = benchmarks.read_cbt(path)
     for name, rules in (('as it is', None), ('detokenized', CBT)):
-        work, ends = [], []
-        for number, question in enumerate(questions[:options.limit]):
-            ids, first, end = candidate_rows(model, question, rules)
-            work.append(Batch([number], ids, first))
-            ends.append(end)
+        def answer(question):
+            """For each way to count, whether the right candidate is chosen."""
+            ids, first, ends = candidate_rows(model, question, rules)
+            n_rows = max(1, options.batch_size * (model.hparams.n_ctx + 1) // ids.shape[1])
+            nats_BN = np.concatenate([model.score(ids[row:row + n_rows], first) for row in range(0, len(ids), n_rows)])
+            return {counted: choice(nats_BN, ends[counted]) == question.answer for counted in ends}
 
-        def right(batch, nats_BN, counted='text'):
-            number = batch.rows[0]
-            return Sum('accuracy', choice(nats_BN, ends[number][counted]) == questions[number].answer, 1)
-
-        results, interrupted = compute(model.score, work, label='%s, %s' % (benchmark, name), running=right)
-        for counted, protocol in (('text', 'whole text'), ('candidate', 'candidate alone')):
+        results, interrupted = compute(answer, questions[:options.limit], label='%s, %s' % (benchmark, name),
+                                       running=lambda right: Sum('accuracy', right['whole text'], 1))
+        for counted in ('whole text', 'candidate alone'):
             if results:
-                total = sum(right(*result, counted=counted).total for result in results)
-                yield Figure(benchmark, '%s; %s; accuracy' % (name, protocol), 'accuracy',
-                             Sum('accuracy', total, len(results)).value(), len(results) / len(questions))
+                figure = Sum('accuracy', sum(right[counted] for right in results), len(results))
+                yield Figure(benchmark, '%s; %s; accuracy' % (name, counted), 'accuracy', figure.value(),
+                             len(results) / len(questions))
         if interrupted:
             raise KeyboardInterrupt
 
@@ -232,8 +304,8 @@ def candidate_rows(model, question, rules):
     """The tokens of a question with each candidate in its gap: (ids, first, ends).
 
     ids: int32 [candidates, T], padded on the right.  first: the first token to score.
-    ends: {'text': ..., 'candidate': ...}, for each row how many scored tokens there are up to the end of the text, and up
-    to the end of the candidate.
+    ends: {'whole text': ..., 'candidate alone': ...}, for each row how many scored tokens there are up to the end of the text,
+    and up to the end of the candidate.
     """
     def encode(text):
         return [model.encoder.end_of_text] + model.encoder.encode(detokenize(text, rules) if rules else text)
@@ -247,8 +319,8 @@ def candidate_rows(model, question, rules):
     for row, text in zip(ids, texts):
         row[:len(text) - begin] = text[begin:begin + room]
     return ids, n_shared - begin, {
-        'text': [len(text) - n_shared for text in texts],
-        'candidate': [len(encode(start + candidate)) - n_shared for candidate in question.candidates]}
+        'whole text': [len(text) - n_shared for text in texts],
+        'candidate alone': [len(encode(start + candidate)) - n_shared for candidate in question.candidates]}
 
 
 def choice(nats_BN, ends):

@@ -1,10 +1,11 @@
 """measure.py and evaluate.py: every figure equals one computed in another way; each token is scored once.
 
 The other ways: NumPy, with the network and the windows written out; on current Python also transformers and lm-eval. The
-models are the tiny one, models/demo where it is there, and one of the release's shape and vocabulary.
+models are the tiny one, models/demo where it is there, and a thin one with the release's vocabulary and context.
 """
 import contextlib
 import fcntl
+import functools
 import importlib.util
 import itertools
 import json
@@ -18,12 +19,15 @@ import struct
 import subprocess
 import sys
 import termios
+import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import benchmarks
+import corpus
+import encoder
 import evaluate
 import measure
 import reference
@@ -34,33 +38,40 @@ TEXT = 'The quick brown fox jumps over the lazy dog, 17 times; é and “quotes�
 
 
 @pytest.fixture(scope='module')
-def released_models(vocabulary, tmp_path_factory):
-    """Path of a models_dir that holds `117M`: the release's shape and vocabulary, and random weights.
+def thin_models(vocabulary, tmp_path_factory):
+    """Path of a models_dir that holds `thin`: the release's vocabulary and context, few and narrow layers, random weights.
 
     So uneven are its guesses that perplexity is far from the vocabulary's size.
     """
     import tiny
     folder = str(tmp_path_factory.mktemp('models'))
-    hparams = tiny.hparams(**tiny.RELEASED_117M)
-    tiny.write_model(os.path.join(folder, '117M'), hparams, tiny.random_weights(hparams, 0.05), vocabulary=vocabulary)
+    hparams = tiny.hparams(**dict(tiny.RELEASED_117M, n_embd=64, n_head=4, n_layer=2))
+    tiny.write_model(os.path.join(folder, 'thin'), hparams, tiny.random_weights(hparams), vocabulary=vocabulary)
     return folder
 
 
 @contextlib.contextmanager
 def loaded(request):
-    """A namespace of the Model that request names, its weights by name, and its models_dir."""
+    """A namespace of the Model that request names, its weights by name, NumPy's logits, and its models_dir."""
     name, models_dir = request.param, os.path.join(ROOT, 'models')
     if name != 'demo':
-        models_dir = request.getfixturevalue({'tiny': 'tiny_models', '117M': 'released_models'}[name])
-    with evaluate.load(name, models_dir) as model:
+        models_dir = request.getfixturevalue({'tiny': 'tiny_models', 'thin': 'thin_models'}[name])
+    with evaluate.load(name, models_dir, ALL) as model:
         from tf1 import tf
         import checkpoint
         reader = tf.train.load_checkpoint(checkpoint.weights_prefix(os.path.join(models_dir, name)))
-        weights = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map() if name.startswith('model/')}
-        yield SimpleNamespace(model=model, weights=weights, models_dir=models_dir, folder=os.path.join(models_dir, name))
+        weights = {name: reader.get_tensor(name).astype(np.float64) for name in reader.get_variable_to_shape_map()
+                   if name.startswith('model/')}
+
+        @functools.lru_cache(maxsize=20)  # of questions and passages most are alike, but for their last token or their order
+        def logits(*fed):
+            return reference.forward(weights, np.array([fed]), model.hparams.n_head)[0][0]
+
+        yield SimpleNamespace(model=model, weights=weights, logits=logits, models_dir=models_dir,
+                              folder=os.path.join(models_dir, name))
 
 
-@pytest.fixture(scope='module', params=['tiny', 'demo', '117M'])
+@pytest.fixture(scope='module', params=['tiny', 'demo', 'thin'])
 def case(request):
     """What loaded() gives, of each model."""
     with loaded(request) as found:
@@ -69,6 +80,13 @@ def case(request):
 
 # One fixture for these too: of two, either might end first, and TensorFlow 1.12 wants the graphs nested.
 on_small_models = pytest.mark.parametrize('case', ['tiny', 'demo'], indirect=True)
+
+
+def write(folder, name, text):
+    """The path of a file of UTF-8 text, written to the byte."""
+    path = folder.join(name)
+    path.write_binary(text.encode('utf-8'), ensure=True)
+    return str(path)
 
 
 # Other ways
@@ -84,20 +102,20 @@ def numpy_nats(case, ids, *, n_ctx=None, stride=None, fills_last=False):
         begins = [len(tokens) - n_ctx - 1 if begin and begin == begins[-1] else begin for begin in begins]
     nats = np.zeros(len(ids))
     for begin in sorted(set(begins)):
-        window = np.array([tokens[begin:begin + n_ctx + 1]])
-        losses = numpy_losses(case.weights, window, hparams.n_head)[1][0]
+        window = tokens[begin:begin + n_ctx + 1]
+        losses = numpy_losses(case.logits(*window[:-1])[None], np.array([window]))[0]
         for place, its_begin in enumerate(begins, 1):
             if its_begin == begin:
                 nats[place - 1] = losses[place - 1 - begin]
     return nats
 
 
-def numpy_losses(weights, ids, n_head):
-    """(logits [B, T - 1, V], nats [B, T - 1]) of predicting ids[:, 1:]; the last token is not fed: it may be over the context."""
-    logits, _ = reference.forward(weights, ids[:, :-1], n_head)
-    return logits, reference.token_losses(np.concatenate([logits, logits[:, :1]], axis=1), ids)
+def numpy_losses(logits, ids):
+    """Nats [B, T - 1] of predicting ids[:, 1:], by logits [B, T - 1, V]: the last token is not fed, it may be over the context."""
+    return reference.token_losses(np.concatenate([logits, logits[:, :1]], axis=1), ids)
 
 
+@pytest.fixture(scope='module')
 def torch_model(case):
     """The same weights in transformers."""
     for name in ('torch', 'transformers'):
@@ -136,8 +154,8 @@ def test_the_score_is_what_each_token_costs_wherever_scoring_begins(sess, rows, 
     random = np.random.RandomState(0)
     for n_batch, n_token, first in ((1, 2, 1), (3, 7, 1), (2, 9, 4), (2, 9, 8), (1, hparams.n_ctx + 1, 20)):
         ids = random.randint(hparams.n_vocab, size=[n_batch, n_token])
-        logits_BTV, nats_BT = numpy_losses(weights, ids, hparams.n_head)
-        expected = nats_BT[:, first - 1:]
+        logits_BTV, _ = reference.forward(weights, ids[:, :-1], hparams.n_head)
+        expected = numpy_losses(logits_BTV, ids)[:, first - 1:]
         np.testing.assert_allclose(score(ids, first), expected, rtol=1e-4, atol=1e-5)
         nats, likeliest, allowed = guess(ids, first)
         np.testing.assert_allclose(nats, expected, rtol=1e-4, atol=1e-5)
@@ -178,7 +196,7 @@ def test_batches_hold_every_row_once_and_only_equal_ones():
     random = np.random.RandomState(0)
     shapes = zip(random.randint(1, 6, size=100), random.randint(1, 3, size=100))
     rows = [measure.Row(np.full(length, number), first) for number, (length, first) in enumerate(shapes)]
-    work = measure.batches(rows, 12)
+    work = [measure.stack(rows, numbers) for numbers in measure.batches(rows, 12)]
     assert sorted(number for batch in work for number in batch.rows) == list(range(100))
     for batch in work:
         assert batch.ids[:, 0].tolist() == list(batch.rows)
@@ -266,22 +284,19 @@ def test_the_figures_of_a_benchmark_equal_numpy(case, benchmark, tmpdir):
             expected[name + '; bits per byte'] = nats.sum() / math.log(2) / len(text.encode())
         if benchmark == 'text8':
             expected[name + '; bits per character'] = nats.sum() / math.log(2) / len(text)
-    figures = list(measure.measure(case.model, benchmark, path, ALL))
+    figures = list(measure.measure(case.model, benchmark, benchmarks.read(benchmark, path), ALL))
     assert {figure.protocol: figure.value for figure in figures} == pytest.approx(expected, rel=1e-4)
     assert {(figure.benchmark, figure.share) for figure in figures} == {(benchmark, 1)}
 
 
-def test_the_figures_of_lambada_equal_numpy(case, tmpdir):
+def test_the_figures_of_lambada_equal_numpy(case):
     """A last word of one character: the network's favourite is among the printable ones, or there is no hit to be had."""
     contexts = ['“Yes”, he', 'A b c d', 'It was a rainy']
     endings = [chr(code) for code in range(33, 127)]
-    if case.model.name == '117M':  # NumPy takes a second for each passage there
-        contexts, endings = contexts[:1], endings[:8]
-    path = str(tmpdir.join('lambada.jsonl'))
-    with open(path, 'w', encoding='utf-8') as file:
-        file.writelines(json.dumps({'text': context + ' ' + ending}) + '\n' for context in contexts for ending in endings)
+    passages = [context + ' ' + ending for context in contexts for ending in endings]
     encoder = case.model.encoder
-    stop_words = {token for token in encoder.decoder if encoder.decode([token]).strip().lower() in benchmarks.STOP_WORDS}
+    is_barred = np.array([encoder.decode([token]).strip().lower() in benchmarks.STOP_WORDS
+                          for token in range(case.model.hparams.n_vocab)])
     expected = {}
     for name, prepare in (('as it is', lambda text: text),
                           ('straight quotes, newline before', lambda text: '\n' + text.replace('“', '"').replace('”', '"'))):
@@ -289,11 +304,11 @@ def test_the_figures_of_lambada_equal_numpy(case, tmpdir):
         for context in contexts:
             for ending in endings:
                 ids = encoder.encode(prepare(context + ' ' + ending))
-                logits_TV, nats = [x[0] for x in numpy_losses(case.weights, np.array([ids]), case.model.hparams.n_head)]
+                logits_TV = case.logits(*ids[:-1])
+                nats = numpy_losses(logits_TV[None], np.array([ids]))[0]
                 word = list(range(len(encoder.encode(prepare(context))), len(ids)))
                 hit = {place: logits_TV[place - 1].argmax() == ids[place] for place in word}
-                logits_TV[:, sorted(stop_words)] = -np.inf
-                allowed = {place: logits_TV[place - 1].argmax() == ids[place] for place in word}
+                allowed = {place: np.where(is_barred, -np.inf, logits_TV[place - 1]).argmax() == ids[place] for place in word}
                 for figure, value in (
                         ('last word; perplexity', sum(nats[place - 1] for place in word)),
                         ('last word; accuracy', all(hit.values())),
@@ -305,7 +320,7 @@ def test_the_figures_of_lambada_equal_numpy(case, tmpdir):
         for figure, values in found.items():
             mean = np.mean(np.array(values, float))
             expected['%s; %s' % (name, figure)] = math.exp(mean) if 'perplexity' in figure else 100 * mean
-    figures = {figure.protocol: figure.value for figure in measure.measure(case.model, 'lambada', path, ALL)}
+    figures = {figure.protocol: figure.value for figure in measure.measure(case.model, 'lambada', passages, ALL)}
     assert figures == pytest.approx(expected, rel=1e-4)
 
 
@@ -327,7 +342,7 @@ def test_the_figures_of_cbt_equal_numpy(case, tmpdir):
     random = np.random.RandomState(0)
     words = ['cat', 'dog', 'sun', 'egg', 'hat', 'map', 'ink', 'jar', 'kit', 'log']
     questions, right = [], {}
-    for number in range(2 if case.model.name == '117M' else 9):  # NumPy takes seconds for each candidate there
+    for number in range(9):
         candidates = [words[i] for i in random.permutation(10)]
         before, after = '`` a ', " 's , ''"
         chosen = {}
@@ -350,7 +365,7 @@ def test_the_figures_of_cbt_equal_numpy(case, tmpdir):
     path = str(tmpdir.join('cbtest_NE_test.txt'))
     with open(path, 'w', encoding='utf-8') as file:
         file.write('\n'.join(questions))
-    figures = list(measure.measure(case.model, 'cbt', path, ALL))
+    figures = list(measure.measure(case.model, benchmarks.cbt_name(path), benchmarks.read('cbt', path), ALL))
     assert {figure.protocol: figure.value for figure in figures} == pytest.approx(
         {protocol: 100 * np.mean(hits) for protocol, hits in right.items()})
     assert {figure.benchmark for figure in figures} == {'cbt-ne'}
@@ -363,7 +378,7 @@ def test_of_a_question_that_is_too_long_the_candidate_stays_and_a_token_before_i
         question = benchmarks.Question('. ' * n_before, 'So ', ' .' * n_after, ['#1', '@23', '&456'], 0)
         ids, first, ends = measure.candidate_rows(case.model, question, None)
         assert first >= 1 and ids.shape[1] <= n_ctx + 1
-        for row, candidate, n_text, n_candidate in zip(ids, question.candidates, ends['text'], ends['candidate']):
+        for row, candidate, n_text, n_candidate in zip(ids, question.candidates, ends['whole text'], ends['candidate alone']):
             assert case.model.encoder.decode(row[first:first + n_candidate]).strip() == candidate
             text = question.context + ' ' + question.before + candidate + question.after
             assert text.endswith(case.model.encoder.decode(row[first:first + n_text]).strip()) or n_text + first > n_ctx
@@ -372,32 +387,33 @@ def test_of_a_question_that_is_too_long_the_candidate_stays_and_a_token_before_i
 # transformers and lm-eval
 
 @pytest.mark.parametrize('overlap', [0, 5])
-def test_the_nats_of_a_text_equal_transformers_with_a_sliding_window(case, overlap):
-    theirs = torch_model(case)
+def test_the_nats_of_a_text_equal_transformers_with_a_sliding_window(case, torch_model, overlap):
     import torch
     n_ctx = case.model.hparams.n_ctx
     stride = n_ctx - overlap
     with open(reference.__file__, encoding='utf-8') as file:
-        ids = case.model.encoder.encode(file.read())[:2 * n_ctx + 100]  # over three windows, the last one shorter
+        text = file.read()
+    text = case.model.encoder.decode(case.model.encoder.encode(text)[:2 * n_ctx + 100])  # over three windows, the last shorter
+    ids = case.model.encoder.encode(text)
     tokens = torch.tensor([[case.model.encoder.end_of_text] + ids])
     nats, n_seen = [], 1
     for begin in range(0, len(ids), stride):
         end = min(begin + n_ctx + 1, len(ids) + 1)
         with torch.no_grad():
-            logits = theirs(tokens[:, begin:end - 1]).logits
+            logits = torch_model(tokens[:, begin:end - 1]).logits
         losses = torch.nn.functional.cross_entropy(logits[0], tokens[0, begin + 1:end], reduction='none')
         nats.append(losses[n_seen - begin - 1:].numpy())
         n_seen = end
         if end == len(ids) + 1:
             break
     options = ALL._replace(stride=stride)
-    ours, interrupted = measure.score_documents(case.model, [ids], options, label='')
-    assert not interrupted
-    np.testing.assert_allclose(ours[0], np.concatenate(nats), rtol=1e-4, atol=1e-4)
+    ours = measure.score_documents(case.model, [text, None], options, n_bytes=len(text), label='')
+    assert not ours.interrupted and ours.share == 1 and ours.documents[0].tolist() == ids
+    np.testing.assert_allclose(ours.nats[0], np.concatenate(nats), rtol=1e-4, atol=1e-4)
 
 
 @pytest.fixture(scope='module')
-def harness(case):
+def harness(case, torch_model):
     """lm-eval's model: the same weights in transformers, and the tokenizer of transformers over the same vocabulary."""
     for name in ('lm_eval', 'accelerate'):
         if importlib.util.find_spec(name) is None:
@@ -407,18 +423,20 @@ def harness(case):
     import transformers
     tokenizer = transformers.GPT2Tokenizer(vocab=os.path.join(case.folder, 'encoder.json'),
                                            merges=os.path.join(case.folder, 'vocab.bpe'))
-    return HFLM(pretrained=torch_model(case), tokenizer=tokenizer, batch_size=32, device='cpu',
+    return HFLM(pretrained=torch_model, tokenizer=tokenizer, batch_size=32, device='cpu',
                 max_length=case.model.hparams.n_ctx, prefix_token_id=case.model.encoder.end_of_text)
 
 
 def harness_results(harness, task, path, folder):
     """What lm-eval says about a task whose documents are the lines of a JSON file."""
     from lm_eval.evaluator import simple_evaluate
+    from lm_eval.tasks import TaskManager
     task.update(task='local', dataset_path='json', dataset_name=None, test_split='test',
                 dataset_kwargs={'data_files': {'test': path}, 'cache_dir': folder})
     task.pop('tag', None)
-    results = simple_evaluate(model=harness, tasks=[task], bootstrap_iters=0, log_samples=False)['results']['local']
-    return {name.split(',')[0]: value for name, value in results.items()}
+    results = simple_evaluate(model=harness, tasks=[task], bootstrap_iters=0, log_samples=False,
+                              task_manager=TaskManager(include_defaults=False))  # or it reads the files of thousands of tasks
+    return {name.split(',')[0]: value for name, value in results['results']['local'].items()}
 
 
 def test_lambada_equals_lm_eval(case, harness, shared, tmpdir):
@@ -427,13 +445,26 @@ def test_lambada_equals_lm_eval(case, harness, shared, tmpdir):
     with open(os.path.join(os.path.dirname(lm_eval.tasks.__file__), 'lambada', 'lambada_openai.yaml'), encoding='utf-8') as file:
         task = yaml.safe_load(file)
     path = str(tmpdir.join('lambada.jsonl'))
-    with open(os.path.join(shared, 'eval', 'lambada_test.jsonl'), encoding='utf-8') as source:
-        with open(path, 'w', encoding='utf-8') as file:
-            file.writelines(itertools.islice(source, 10 if case.model.name == '117M' else 40))
+    passages = benchmarks.read_lambada(os.path.join(shared, 'eval', 'lambada_test.jsonl'))[:40]
+    guess = case.model.guesser([])
+    passages = [with_guess(case.model, guess, passage) if number % 2 else passage for number, passage in enumerate(passages)]
+    with open(path, 'w', encoding='utf-8') as file:
+        file.writelines(json.dumps({'text': passage}) + '\n' for passage in passages)
     theirs = harness_results(harness, task, path, str(tmpdir))
-    ours = {figure.protocol: figure.value for figure in measure.measure(case.model, 'lambada', path, ALL)}
+    ours = {figure.protocol: figure.value for figure in measure.measure(case.model, 'lambada', passages, ALL)}
     assert ours['as it is; last word; perplexity'] == pytest.approx(theirs['perplexity'], rel=1e-4)
     assert ours['as it is; last word; accuracy'] == pytest.approx(100 * theirs['acc'], rel=1e-4)
+    assert 0 < theirs['acc'] < 1 or case.model.name == 'tiny', 'no passage proves what a hit is'  # tiny has no token for a word
+
+
+def with_guess(model, guess, passage):
+    """The passage with what the model guesses in place of its last word, if that is a word of one token."""
+    context = passage.rpartition(' ')[0]
+    ids = model.encoder.encode(context)
+    fed = ids[-model.hparams.n_ctx:]
+    likeliest = int(guess(np.array([fed + [0]]), len(fed))[1][0, 0])
+    word = model.encoder.decode([likeliest])
+    return context + word if re.match(r' \S+\Z', word) and model.encoder.encode(context + word) == ids + [likeliest] else passage
 
 
 def test_wikitext_equals_lm_eval_but_for_its_detokenizer_which_cannot_be_undone(case, harness, shared, tmpdir):
@@ -452,7 +483,7 @@ def test_wikitext_equals_lm_eval_but_for_its_detokenizer_which_cannot_be_undone(
             'process_results': preprocess_wikitext.process_results,
             'metric_list': [{'metric': name} for name in ('word_perplexity', 'byte_perplexity', 'bits_per_byte')]}
     theirs = harness_results(harness, task, path + '.json', str(tmpdir))
-    ours = {figure.protocol: figure.value for figure in measure.measure(case.model, 'wikitext103', path, ALL)}
+    ours = {figure.protocol: figure.value for figure in measure.measure(case.model, 'wikitext103', ''.join(pages), ALL)}
     name = 'detokenized, each page alone, last window filled; perplexity per word as lm-eval counts'
     assert ours[name] == pytest.approx(theirs['word_perplexity'], rel=1e-4)
 
@@ -464,17 +495,13 @@ MEASURING = ('import resource, subprocess, sys; subprocess.check_call(sys.argv[1
              'print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)')
 
 
-def test_the_release_scores_a_long_text_in_less_than_3_gib(released_models, tmpdir):
-    """A process by itself, with the defaults. Three times the text takes no more, but for what an allocator keeps."""
-    path = str(tmpdir.join('a.txt'))
-    with open(path, 'w', encoding='utf-8') as file:
-        file.write(TEXT * 500)
-    peaks = []
-    for limit in (2, 6):
-        command = [sys.executable, os.path.join(ROOT, 'src', 'evaluate.py'), 'text', path, '--model_name', '117M',
-                   '--models_dir', released_models, '--limit', str(limit)]
-        peaks.append(int(subprocess.check_output([sys.executable, '-c', MEASURING] + command)) / 2 ** 20)  # kB to GiB
-    assert 0.5 < max(peaks) < 3 and peaks[1] < peaks[0] + 0.3, peaks
+def test_the_logits_of_few_positions_are_in_memory_at_once(thin_models, tmpdir):
+    """A process by itself, two batches of 4,096 tokens: the logits of one would take 0.8 GB, twice at least."""
+    path = write(tmpdir, 'a.txt', TEXT * 300)
+    command = [sys.executable, os.path.join(ROOT, 'src', 'evaluate.py'), 'text', path, '--model_name', 'thin',
+               '--models_dir', thin_models, '--batch_size', '4', '--limit', '8']
+    peak = int(subprocess.check_output([sys.executable, '-c', MEASURING] + command)) / 2 ** 20  # kB to GiB
+    assert 0.1 < peak < 1.5, peak
 
 
 # What ends early, and the table
@@ -482,35 +509,194 @@ def test_the_release_scores_a_long_text_in_less_than_3_gib(released_models, tmpd
 class Countdown:
     """A scorer whose tokens all cost ln 2, and which Ctrl-C meets when it has been asked a number of times."""
 
-    def __init__(self, n_calls):
+    def __init__(self, n_calls=10 ** 6):
         self.n_calls = n_calls
+        self.shapes = []
 
     def __call__(self, ids, first=1):
         if not self.n_calls:
             raise KeyboardInterrupt
         self.n_calls -= 1
+        self.shapes.append(ids.shape)
         return np.full([len(ids), ids.shape[1] - first], math.log(2), np.float32)
 
 
-@on_small_models
-def test_interrupted_or_limited_the_figures_are_of_what_is_done_and_say_how_much(case, tmpdir, capsys):
-    """Every token costs the same, so that any part of the text gives the figure of the whole, if the words are its share."""
-    path = str(tmpdir.join('enwik8'))
-    with open(path, 'w', encoding='utf-8') as file:
-        file.write(TEXT * 30)
-    model = case.model._replace(score=Countdown(2))
-    whole = list(measure.measure(case.model._replace(score=Countdown(10 ** 6)), 'enwik8', path, ALL))
-    figures = measure.measure(model, 'enwik8', path, ALL)
-    found = []
+def byte_model(score, guesser=None, n_ctx=8):
+    """A Model of functions, for which a byte is a token."""
+    symbols = list(encoder.bytes_to_unicode().values()) + [encoder.END_OF_TEXT]
+    text_encoder = encoder.Encoder({symbol: token for token, symbol in enumerate(symbols)}, [])
+    return measure.Model('bytes', text_encoder, SimpleNamespace(n_ctx=n_ctx), score, guesser)
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """A function that makes the script load a Model of ours, and returns the list of the names that it then asks for."""
+    def replace(model):
+        names = []
+
+        @contextlib.contextmanager
+        def load(name, *_):
+            names.append(name)
+            yield model
+        monkeypatch.setattr(evaluate, 'load', load)
+        monkeypatch.setattr(evaluate, 'described', lambda *_: None)
+        return names
+    return replace
+
+
+@pytest.mark.parametrize('n_ctx, stride', [(5, 5), (5, 2), (8, 1)])
+def test_a_limit_scores_the_first_windows_of_all_and_the_text_is_cut_there(n_ctx, stride):
+    """A token costs its own number, so that it is seen which one a price belongs to."""
+    model = byte_model(lambda ids, first: ids[:, first:].astype(np.float32))
+    random = np.random.RandomState(0)
+    options = measure.Options(n_ctx, stride, 2, None)
+    for _ in range(30):
+        documents = [''.join(chr(97 + i) for i in random.randint(26, size=size)) for size in random.randint(1, 30, size=4)]
+        text = ''.join(documents)
+        pieces = [piece for document in documents for piece in (document[:3], document[3:], None)]
+        windows = [(number, row) for number, document in enumerate(documents)
+                   for row in measure.document_rows(model.encoder.encode(document), 256, n_ctx=n_ctx, stride=stride)]
+        for limit in [None] + list(range(1, len(windows) + 2)):
+            expected = [[token for number, row in windows[:limit] if number == document for token in row.ids[row.first:]]
+                        for document in range(4)]
+            scored = measure.score_documents(model, iter(pieces), options._replace(limit=limit), n_bytes=len(text), label='')
+            assert [ids.tolist() for ids in scored.documents] == [ids for ids in expected if ids]
+            assert [nats_N.tolist() for nats_N in scored.nats] == [ids for ids in expected if ids]
+            assert scored.share == sum(map(len, expected)) / len(text)
+
+
+def test_with_a_limit_no_more_is_read_and_encoded_than_is_scored(loads, tmpdir, monkeypatch):
+    monkeypatch.setattr(corpus, 'CHUNK', 100)
+    monkeypatch.setattr(corpus, 'LINE', 100)
+    encoded = []
+    model = byte_model(Countdown())
+    encode = model.encoder.encode
+    monkeypatch.setattr(model.encoder, 'encode', lambda text: encoded.append(text) or encode(text))
+    loads(model)
+    evaluate.text(write(tmpdir, 'a.txt', 'abcd ' * 10000), limit=20)
+    assert 160 < sum(map(len, encoded)) < 400
+
+
+def test_windows_that_overlap_are_copied_only_when_they_are_scored():
+    """5,000 windows of 1,000 tokens would take 20 MB."""
+    model = byte_model(Countdown(), n_ctx=1000)
+    tracemalloc.start()
+    scored = measure.score_documents(model, ['x' * 5999], measure.Options(1000, 1, 1, None), n_bytes=5999, label='')
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(scored.nats[0]) == 5999 and peak_bytes < 6e6
+
+
+def test_what_is_said_of_a_text_is_counted_in_what_was_scored(loads, tmpdir, capsys):
+    """Each token, here a byte, costs a bit."""
+    loads(byte_model(Countdown()))
+    path = write(tmpdir, 'a.txt', 'é é\n<|endoftext|>\nab\n')
+    evaluate.text(path)
+    figures = dict(line.rsplit('  ', 1) for line in capsys.readouterr().out.splitlines())
+    assert {name.strip(): value.strip() for name, value in figures.items()} == {
+        'documents': '2', 'tokens': '8', 'words': '3', 'bytes': '8', 'characters': '6', 'nats': '%.6g' % (8 * math.log(2)),
+        'perplexity per token': '2', 'perplexity per word': '%.6g' % 2 ** (8 / 3), 'bits per byte': '1',
+        'bits per character': '%.6g' % (8 / 6)}
+    evaluate.text(write(tmpdir, 'b.txt', 'abcd ' * 8), limit=3)
+    said = capsys.readouterr().out
+    assert re.search(r'(?m)^words +5$', said) and re.search(r'(?m)^share of the text +60 %$', said)
+
+
+def test_the_lines_of_a_text_are_documents_where_that_is_asked_for(loads, tmpdir, monkeypatch):
+    """However the text is cut while it is read."""
+    monkeypatch.setattr(corpus, 'CHUNK', 5)
+    loads(byte_model(Countdown()))
+    lines = ['one', 'two three four', 'five', 'a  b', ' six ', 'last']
+    path, output = write(tmpdir, 'a.txt', '\n\n%s\n\n%s\n%s\n<|endoftext|>\n%s\r\n%s\n%s' % tuple(lines)), str(tmpdir.join('out'))
+    evaluate.text(path, per_line=True, jsonl=output)
+    with open(output, encoding='utf-8') as file:
+        assert [json.loads(line)['text'] for line in file] == lines
+
+
+@pytest.mark.parametrize('old', [None, 'of an earlier run'])
+def test_interrupted_no_file_is_replaced_by_one_that_is_not_complete(loads, tmpdir, capsys, old):
+    """Of documents that are long and short, the long ones are scored first."""
+    path, output = write(tmpdir, 'a.txt', 'abcdefgh\nno\nabcdefghi'), tmpdir.join('out.jsonl')
+    if old:
+        output.write(old)
+    loads(byte_model(Countdown(1)))
     with pytest.raises(KeyboardInterrupt):
-        found.extend(iter_into(figures, found))
-    assert found[0].value == pytest.approx(whole[0].value, rel=1e-6)
-    n_token = len(case.model.encoder.encode(TEXT * 30))
-    assert found[0].share == pytest.approx(4 * case.model.hparams.n_ctx / n_token)
-    limited = list(measure.measure(model._replace(score=Countdown(9)), 'enwik8', path, ALL._replace(limit=1)))
-    assert limited[0].share == pytest.approx(case.model.hparams.n_ctx / n_token)
-    evaluate.print_table(model, limited, [])
-    assert '(%.3g %% of it)' % (100 * limited[0].share) in capsys.readouterr().out
+        evaluate.text(path, per_line=True, jsonl=str(output), batch_size=2)
+    out, err = capsys.readouterr()
+    assert re.search(r'(?m)^tokens +16$', out) and re.search(r'(?m)^share of the text +84.2 %$', out)
+    if old:
+        assert output.read() == old and err.endswith('--jsonl: %s is left as it was\n' % output)
+    else:
+        assert [json.loads(line)['text'] for line in output.read().splitlines()] == ['abcdefgh', 'abcdefgh'] and not err
+    assert sorted(os.listdir(str(tmpdir))) == ['a.txt', 'out.jsonl']
+    loads(byte_model(Countdown(0)))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.text(path, per_line=True)
+    assert capsys.readouterr() == ('', '')
+
+
+def test_what_computes_hears_ctrl_c(sess, monkeypatch):
+    """TensorFlow would hold it until the step has ended: it has to run in a thread."""
+    import tiny
+    calls = []
+    monkeypatch.setattr(evaluate.interrupts, 'wait_for', lambda function, *arguments: calls.append(function) or function(*arguments))
+    hparams = tiny.hparams()
+    score = evaluate.scorer(sess, hparams)
+    tiny.assign(sess, tiny.random_weights(hparams))
+    score([[1, 2, 3]])
+    assert calls == [sess.run]
+
+
+def test_lambada_bars_stop_words_in_any_case_and_measures_the_passages_that_it_is_asked_for(vocabulary):
+    """A model that would always say ' the', or else what is right; and for whom every token is equally dear."""
+    text_encoder = encoder.get_encoder(os.path.basename(vocabulary), os.path.dirname(vocabulary))
+    ids = {word: text_encoder.encode(word)[0] for word in (' the', 'the', ' The', 'THE', ' king', ' then', '.', ' that')}
+    asked = []
+
+    def guesser(barred):
+        asked.append({word for word, token in ids.items() if token in set(barred)})
+
+        def guess(tokens_BT, first):
+            target_BN = tokens_BT[:, first:]
+            allowed_BN = np.where(np.isin(target_BN, barred), ids[' king'], target_BN)
+            return np.ones(target_BN.shape, np.float32), np.full_like(target_BN, ids[' the']), allowed_BN
+        return guess
+
+    model = measure.Model('fake', text_encoder, SimpleNamespace(n_ctx=100), None, guesser)
+    figures = list(measure.measure(model, 'lambada', ['it is the', 'it is the', 'the old king', 'it is he'], ALL._replace(limit=3)))
+    assert asked == [set(ids) - {' king', '.'}]
+    assert {figure.share for figure in figures} == {3 / 4}
+    values = {figure.protocol: figure.value for figure in figures if figure.protocol.startswith('as it is')}
+    assert values['as it is; last word; accuracy'] == values['as it is; last token; accuracy'] == pytest.approx(200 / 3)
+    assert values['as it is; last word, no stop words; accuracy'] == pytest.approx(100 / 3)
+
+
+def test_cbt_asks_the_questions_that_it_is_asked_for_in_batches_of_the_size_that_is_asked_for():
+    """All tokens are equally dear: the shortest candidate wins."""
+    questions = [benchmarks.Question('', '', ' .', ['a', 'bb', 'ccc'], right) for right in (0, 0, 1, 1, 1)]
+    for batch_size, n_rows in ((1, 1), (2, 3), (9, 3)):
+        score = Countdown()
+        figures = list(measure.measure(byte_model(score), 'cbt-ne', questions, measure.Options(None, None, batch_size, 3)))
+        assert [(figure.value, figure.share) for figure in figures] == [(pytest.approx(200 / 3), 3 / 5)] * 4
+        assert {figure.benchmark for figure in figures} == {'cbt-ne'}
+        assert max(score.shapes)[0] == n_rows
+
+
+@on_small_models
+def test_interrupted_or_limited_the_figures_are_of_what_is_done_and_say_how_much(case, capsys):
+    """Every token costs a bit, two windows are a batch."""
+    ids = case.model.encoder.encode(TEXT * 30)
+    for countdown, options, n_scored in ((2, ALL, 4), (9, ALL._replace(limit=1), 1), (9, ALL._replace(limit=3), 3)):
+        model = case.model._replace(score=Countdown(countdown))
+        found = []
+        with pytest.raises(KeyboardInterrupt) if options is ALL else contextlib.suppress():
+            found.extend(iter_into(measure.measure(model, 'enwik8', TEXT * 30, options), found))
+        n_tokens = n_scored * case.model.hparams.n_ctx
+        n_bytes = len(case.model.encoder.decode_bytes(ids[:n_tokens]))
+        assert found[0].value == pytest.approx(n_tokens / n_bytes, rel=1e-6)
+        assert found[0].share == pytest.approx(n_bytes / len((TEXT * 30).encode()), rel=1e-6)
+        evaluate.print_table(model, found, [])
+        assert '(%.3g %% of it)' % (100 * found[0].share) in capsys.readouterr().out
 
 
 def iter_into(figures, found):
@@ -537,8 +723,52 @@ def test_the_table_names_what_is_missing_and_has_the_papers_figures_beside_a_rel
     assert found['117M', 'wikitext2', key][:2] == [found['117M', 'wikitext103', key][0], '29.41']
     assert found['117M', 'wikitext103', key][1] == '37.50'
     assert len(found) == len(rows) - 2
-    assert 'lambada is not measured: no lambada_test.jsonl in' in err and 'lambada_test.jsonl' in err and 'sha256sum' in err
-    assert not any(line.startswith(('text8', 'wikitext')) for line in err.splitlines())
+    assert err.count('\n') == 1
+    assert 'not measured, as their files are not in %s: 1bw, cbt-cn, cbt-ne, enwik8, lambada, ptb;' % tmpdir.join('data') in err
+
+
+def test_the_table_is_of_the_models_that_are_asked_for_and_is_drawn(loads, tmpdir, capsys):
+    pytest.importorskip('matplotlib', reason='needs matplotlib')
+    folder, chart = os.path.dirname(write(tmpdir, 'data/text8', 'abcd ' * 8)), tmpdir.join('chart.png')
+    for names in ('mine', ('mine', 'other')):
+        loaded = loads(byte_model(Countdown()))
+        evaluate.table(folder, model_name=names, chart=str(chart), limit=2)
+        assert loaded == ([names] if names == 'mine' else list(names))
+        assert capsys.readouterr().out.count('(40 % of it)') == len(loaded)
+        assert chart.read_binary().startswith(b'\x89PNG\r\n\x1a\n')
+        chart.remove()
+
+
+@pytest.mark.parametrize('old', [None, b'of an earlier run'])
+def test_interrupted_no_chart_is_replaced_by_one_that_is_not_complete(loads, tmpdir, capsys, old):
+    pytest.importorskip('matplotlib', reason='needs matplotlib')
+    folder, chart = os.path.dirname(write(tmpdir, 'data/text8', 'abcd ' * 8)), tmpdir.join('chart.png')
+    if old:
+        chart.write_binary(old)
+    loads(byte_model(Countdown(1)))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.table(folder, model_name='mine', chart=str(chart))
+    assert ('chart.png is left as it was' in capsys.readouterr().err) == bool(old)
+    assert chart.read_binary() == old if old else chart.read_binary().startswith(b'\x89PNG')
+    assert sorted(os.listdir(str(tmpdir))) == ['chart.png', 'data']
+
+
+def test_each_flag_of_a_benchmark_reaches_its_measurement(loads, tmpdir, monkeypatch):
+    asked = []
+    monkeypatch.setattr(evaluate, 'measure', lambda *arguments: asked.append(arguments[1:]) or [])
+    loaded = loads(byte_model(Countdown()))
+    passages = write(tmpdir, 'lambada', '{"text": "a b"}')
+    questions = write(tmpdir, 'x_NE', '1 XXXXX .\ta\t\ta|b')
+    for name, paths, flags, expected in [
+            ('ptb', passages, dict(context=7, stride=6, batch_size=5, limit=4), (7, 6, 5, 4)),
+            ('ptb', passages, {}, (None, None, 2, None)),
+            ('lambada', passages, dict(batch_size=5, limit=4), (None, None, 5, 4)),
+            ('cbt', questions, dict(batch_size=5, limit=4), (None, None, 5, 4))]:
+        evaluate.COMMANDS[name](paths, model_name='mine', **flags)
+        benchmark, data, options = asked.pop()
+        assert options == expected and loaded.pop() == 'mine'
+        assert benchmark == {'cbt': 'cbt-ne'}.get(name, name)
+        assert data == benchmarks.read(name, paths)
 
 
 def test_the_chart_is_a_png(tmpdir):
@@ -573,17 +803,67 @@ def test_what_cannot_be_done_is_one_line_at_once(arguments, message):
     assert message in err and err.startswith('evaluate.py: ') and err.count('\n') == 1
 
 
-def test_options_are_checked_at_the_door(tiny_models):
+def test_options_are_checked_at_the_door(tiny_models, tmpdir, monkeypatch):
+    """Before TensorFlow is asked for anything."""
+    monkeypatch.setattr(evaluate.checkpoint, 'session', None)
     for options, message in (({'stride': 0}, '--stride is 0; it must be 1 or more'), ({'limit': 0}, '--limit is 0'),
                              ({'batch_size': -1}, '--batch_size is -1'), ({'context': 0}, '--context is 0')):
         with pytest.raises(ValueError, match=message):
             evaluate.text('a.txt', **options)
     with pytest.raises(ValueError, match='no text given'):
         evaluate.text()
-    with pytest.raises(ValueError, match='--context is 33, and the model tiny sees 32 tokens at most'):
-        evaluate.text(__file__, model_name='tiny', models_dir=tiny_models, context=33)
-    with pytest.raises(FileNotFoundError, match='no file of a benchmark in'):
+    for options, message in (({'context': 33}, '--context is 33, and the model sees 32 tokens at most'),
+                             ({'stride': 33}, '--stride is 33, and would skip tokens; give 32, the context, or less'),
+                             ({'context': 7, 'stride': 8}, '--stride is 8, and would skip tokens; give 7')):
+        with pytest.raises(ValueError, match=message):
+            evaluate.text(__file__, model_name='tiny', models_dir=tiny_models, **options)
+        with pytest.raises(ValueError, match=message):
+            evaluate.COMMANDS['enwik8'](__file__, model_name='tiny', models_dir=tiny_models, **options)
+    missing, folder, text = str(tmpdir.join('none', 'out')), str(tmpdir), write(tmpdir, 'a.txt', 'a')
+    for path, message in ((missing, 'is %s, and there is no folder' % missing), (folder, 'is %s, a folder' % folder)):
+        with pytest.raises(OSError, match='--jsonl ' + message):
+            evaluate.text(text, jsonl=path)
+        with pytest.raises(OSError, match='--chart ' + message):
+            evaluate.table(folder, chart=path)
+    with pytest.raises(ValueError, match='--jsonl is .*a.txt, one of the texts'):
+        evaluate.text(folder, jsonl=os.path.join(folder, '.', 'a.txt'))
+    assert tmpdir.join('a.txt').read() == 'a'
+
+
+def test_a_table_that_cannot_be_completed_is_refused_before_anything_is_measured(tiny_models, tmpdir, monkeypatch):
+    monkeypatch.setattr(evaluate.checkpoint, 'session', None)
+    with pytest.raises(FileNotFoundError, match='no folder nowhere; give the one') as error:
+        evaluate.table('nowhere', models_dir=tiny_models)
+    assert len(str(error.value)) < 100
+    with pytest.raises(FileNotFoundError, match='no file of a benchmark in .*; `python3 src/evaluate.py lambada --help`') as error:
         evaluate.table(os.path.join(ROOT, 'src'), models_dir=tiny_models)
+    assert len(str(error.value)) < 300
+    folder = os.path.dirname(write(tmpdir, 'data/enwik8', 'a'))
+    models = str(tmpdir.join('models'))
+    for name in ('first', 'second'):
+        shutil.copytree(os.path.join(tiny_models, 'tiny'), os.path.join(models, name))
+    with open(os.path.join(models, 'second', 'hparams.json'), 'w', encoding='utf-8') as file:
+        file.write('{}')
+    with pytest.raises(ValueError, match='second.*hparams.json'):
+        evaluate.table(folder, models_dir=models)
+    with pytest.raises(FileNotFoundError, match='third'):
+        evaluate.table(folder, model_name=('first', 'third'), models_dir=models)
+    write(tmpdir, 'data/lambada_test.jsonl', '')
+    with pytest.raises(ValueError, match='there is no passage in'):
+        evaluate.table(folder, model_name='first', models_dir=models)
+
+
+def test_the_help_of_a_benchmark_has_the_command_that_gets_its_file():
+    for name, command in evaluate.COMMANDS.items():
+        if name not in ('text', 'table'):
+            benchmark = 'cbt-cn' if name == 'cbt' else name
+            assert benchmarks.FILES[benchmark] in command.__doc__ and benchmarks.COMMANDS[benchmark] in command.__doc__
+
+
+def test_memory_that_does_not_suffice_is_told_in_a_line(tiny_models):
+    with pytest.raises(ValueError, match='out of memory; give a lower --batch_size'):
+        with evaluate.load('tiny', tiny_models, ALL):
+            raise MemoryError
 
 
 def test_ctrl_c_prints_what_is_done(tiny_models, tmpdir):
@@ -602,5 +882,5 @@ def test_ctrl_c_prints_what_is_done(tiny_models, tmpdir):
     os.close(ours)
     assert process.returncode == 0
     figures = dict(re.findall(r'(\S.*?)  +(\S+)', out))
-    assert 0 < float(figures['share scored']) < 100
+    assert 0 < float(figures['share of the text']) < 100
     assert float(figures['perplexity per token']) > 1
