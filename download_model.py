@@ -2,6 +2,7 @@
 
 A file is written as <file>.part and gets its name once it is proven right: by its SHA-256 where that is known, else by
 what it says itself. What is there and right is not fetched again; a download that broke off goes on from where it was.
+Ctrl-C and SIGTERM end it with status 130, errors with status 1 and a line that says why.
 """
 import os
 import signal
@@ -11,7 +12,7 @@ INTERRUPTS = signal.SIGINT, signal.SIGTERM  # Ctrl-C, and what Docker, Slurm and
 
 
 def when_interrupted(answer):
-    """From now on Ctrl-C and SIGTERM call a function; one that this process was started to ignore, as by nohup, is ignored."""
+    """From now on Ctrl-C and SIGTERM call a function; what this process was started to ignore, as by nohup, is ignored."""
     for number in INTERRUPTS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, answer)
@@ -32,10 +33,12 @@ try:
     import collections
     import hashlib
     import http.client
+    import io
     import re
     import time
 
     import requests
+    import urllib3
     from tqdm import tqdm
 
     import encoder
@@ -72,6 +75,7 @@ N_VOCAB, N_CTX = 50257, 1024
 LAYERS_HEADS_WIDTH = {'124M': (12, 12, 768), '355M': (24, 16, 1024), '774M': (36, 20, 1280), '1558M': (48, 25, 1600)}
 HPARAMS = ('n_vocab', 'n_ctx', 'n_embd', 'n_head', 'n_layer')
 
+NETWORK_ERRORS = requests.RequestException, urllib3.exceptions.HTTPError  # requests lets some of the latter through
 TIMEOUT_SECONDS = 30  # without a byte
 TRIES = 5  # without anything new of the file
 FIRST_WAIT_SECONDS = 1  # between tries, doubled each time
@@ -91,6 +95,8 @@ def download(name, models_dir, base_url=None):
     if base_url and not re.match('(?i)https?://.', base_url):
         raise ValueError('the base_url is %r; it must begin with http:// or https://' % base_url.rpartition('@')[2])
     folder = os.path.join(os.path.expanduser(os.path.expandvars(models_dir)), name)
+    if os.path.lexists(folder) and not os.path.isdir(folder):
+        raise ValueError('%s is there, and is not a folder' % folder)
     os.makedirs(folder, exist_ok=True)
     addresses = collections.deque([base_url.rstrip('/')] if base_url else ADDRESSES)
     with files.folder_lock(folder, lambda holder: note('waiting for %s, which downloads into %s' % (holder, folder))):
@@ -126,7 +132,7 @@ def fetch_from_any(addresses, remote_path, path, release):
         note('fetching %s' % without_password(url))
         try:
             return fetch(url, path, release)
-        except (requests.RequestException, ValueError) as error:
+        except NETWORK_ERRORS + (ValueError,) as error:
             reasons.append('%s: %s' % (without_password(url), in_short(error)))
             addresses.rotate(-1)
     raise OSError('cannot download ' + '; '.join(reasons))
@@ -135,7 +141,7 @@ def fetch_from_any(addresses, remote_path, path, release):
 def fetch(url, path, release):
     """Bring a file from url to path, proven.
 
-    Raises ValueError if the server does not have it, requests.RequestException if it does not come through,
+    Raises ValueError if the server does not have it, one of NETWORK_ERRORS if it does not come through,
     OSError if it cannot be written.
     """
     n_bytes = known_bytes(path, release)
@@ -166,7 +172,7 @@ def transfer(url, part, n_bytes):
     while True:
         try:
             return request(url, part, n_bytes)
-        except requests.RequestException as error:
+        except NETWORK_ERRORS as error:
             failures = 1 if size_of(part) > most_bytes else failures + 1
             most_bytes = max(most_bytes, size_of(part))
             if failures >= TRIES:
@@ -175,7 +181,7 @@ def transfer(url, part, n_bytes):
             note('%s; trying again in %g s' % (in_short(error), wait_seconds))
             time.sleep(wait_seconds)
         except OSError as error:  # not the network but this computer
-            if error.filename:  # it could not even be opened
+            if error.filename or not error.errno:  # it could not even be opened, or it is not about the disk
                 raise
             raise OSError('%s: %s; what has come is kept, and the same command goes on from there'
                           % (part, error.strerror or error))
@@ -185,7 +191,7 @@ def request(url, part, n_bytes):
     """Ask once for what the file part lacks, and append it.
 
     n_bytes: how long the file is. None if nobody knows: it is then fetched from the beginning.
-    Raises ValueError if the server does not have the file, requests.RequestException if it does not come through,
+    Raises ValueError if the server does not have the file, one of NETWORK_ERRORS if it does not come through,
     OSError if it cannot be written.
     """
     start = size_of(part)
@@ -221,18 +227,23 @@ def request(url, part, n_bytes):
 def get(url, start):
     """The server's response, its body still to come, to a request for a file from the byte start on.
 
-    Raises ValueError for an address that is none, requests.RequestException if there is no response.
+    Raises ValueError for an address that is none, one of NETWORK_ERRORS if there is no response.
     """
     headers = {'Accept-Encoding': 'identity'}
     if start:
         headers['Range'] = 'bytes=%d-' % start
-    hooks = {'response': lambda response, **_: response.close() if response.is_redirect else None}  # its body may be endless
     try:
-        return requests.get(url, headers=headers, hooks=hooks, stream=True, timeout=TIMEOUT_SECONDS)
-    except (requests.TooManyRedirects, requests.exceptions.InvalidSchema) as error:
+        return requests.get(url, headers=headers, hooks={'response': skip_redirect}, stream=True, timeout=TIMEOUT_SECONDS)
+    except (requests.TooManyRedirects, requests.exceptions.InvalidSchema, requests.exceptions.InvalidHeader) as error:
         raise ValueError(str(error))
     except ValueError:  # whose text may show a password
         raise ValueError('the address, or that of a proxy or a redirect, is not one')
+
+
+def skip_redirect(response, **_):
+    """Do not read the body of a redirect, which may have no end."""
+    if response.is_redirect:
+        response.close()
 
 
 def what_comes(response, start, n_bytes):
@@ -257,14 +268,15 @@ def what_comes(response, start, n_bytes):
     if total is None:
         total = n_bytes
     if n_bytes not in (None, total):
-        raise ValueError('the server has %d bytes, the file has %d: a proxy, or not the released model?' % (total, n_bytes))
+        raise ValueError('the server has %d bytes, the file has %d: a proxy, or not the released model?'
+                         % (total, n_bytes))
     if n_bytes is None and total is not None and total > MOST_BYTES:
         raise ValueError('the server has %d bytes, such a file may have %d at most' % (total, MOST_BYTES))
     return first, total
 
 
 def what_is_said(response):
-    """The first byte that a response brings, and how long the whole file is: what its headers say, None for what they do not."""
+    """The first byte that a response brings, and how long the whole file is; None for what its headers do not say."""
     if response.status_code == 200:  # all of it, asked for or not
         found = re.match(r'[0-9]{1,15}\Z', response.headers.get('Content-Length', ''))
         return 0, int(found.group()) if found else None
@@ -422,5 +434,13 @@ def interrupt(*_):
     raise KeyboardInterrupt
 
 
+def utf8_stderr():
+    """What to write messages to: stderr in UTF-8 whatever the locale, or if it is closed nothing, in its place."""
+    if sys.stderr is None:
+        return open(os.devnull, 'w', encoding='utf-8')
+    return io.TextIOWrapper(sys.stderr.detach(), 'utf-8', 'surrogateescape', line_buffering=True)
+
+
 if __name__ == '__main__':
+    sys.stderr = utf8_stderr()
     main()

@@ -19,7 +19,7 @@ def replacing(path):
     the file is removed and whatever stood at path is left as it was.
 
     The bytes are on the disk before the name is, so that not even a power failure leaves half a file under it. Of a link,
-    what it points to is replaced. What is no file is written to as it is: to put one in the place of /dev/null would do harm.
+    what it points to is replaced. What is no file is written to as it is: one in the place of /dev/null would do harm.
     """
     if os.path.isfile(path):
         path = os.path.realpath(path)

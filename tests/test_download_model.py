@@ -514,6 +514,20 @@ def test_a_length_that_is_none_is_not_believed(server, tmp_path, length):
     assert_complete(server, tmp_path)
 
 
+def test_a_certificate_store_that_is_not_there_is_not_told_as_a_full_disk(server, tmp_path, monkeypatch):
+    monkeypatch.setenv('REQUESTS_CA_BUNDLE', str(tmp_path.joinpath('nowhere')))
+    with pytest.raises(OSError) as caught:
+        download_model.download('tiny', str(tmp_path), server.url.replace('http:', 'https:'))
+    assert 'nowhere' in str(caught.value)
+    assert 'goes on' not in str(caught.value)
+
+
+def test_two_lengths_are_told_as_such(server, tmp_path):
+    server.answers['/tiny/checkpoint'] = [
+        lambda handler, body, start: send(handler, 200, body, headers=[('Content-Length', '5')])] * 99
+    refuse(server, tmp_path, 'tiny', 'checkpoint', 'Content-Length')
+
+
 def test_a_server_that_hangs_up_without_a_word_is_told_in_plain_words(server, tmp_path):
     server.answers['/tiny/checkpoint'] = [lambda handler, body, start: None] * 99
     refuse(server, tmp_path, 'tiny', 'checkpoint', 'checkpoint: the server hung up, or does not speak HTTP$')
@@ -580,9 +594,9 @@ def test_a_server_that_cannot_go_on_is_asked_for_all_of_it(server, tmp_path, ans
     server.answers[path] = [breaks_off_at(1000), answer]
     download(server, tmp_path)
     assert_complete(server, tmp_path)
-    os.rename(str(tmp_path.joinpath('tiny', download_model.DATA)), str(tmp_path.joinpath('tiny', download_model.DATA + '.part')))
-    with open(str(tmp_path.joinpath('tiny', download_model.DATA + '.part')), 'r+b') as file:
-        file.truncate(1000)
+    weights, part = (str(tmp_path.joinpath('tiny', download_model.DATA + end)) for end in ('', '.part'))
+    os.rename(weights, part)
+    os.truncate(part, 1000)
     server.answers[path] = [answer]
     download(server, tmp_path)
     assert_complete(server, tmp_path)
@@ -775,8 +789,8 @@ def test_parallel_downloads_take_turns(server, tmp_path):
     first = start(server, tmp_path)
     wait_until(lambda: server.requests_for(download_model.DATA))
     second = start(server, tmp_path)
-    waiting = 'waiting for process %d on %s, which downloads into %s\n' % (first.pid, platform.node(), tmp_path.joinpath('tiny'))
-    assert second.stderr.readline().decode('utf-8') == waiting
+    assert second.stderr.readline().decode('utf-8') == 'waiting for process %d on %s, which downloads into %s\n' % (
+        first.pid, platform.node(), tmp_path.joinpath('tiny'))
     server.go_on.set()
     assert [finish(process)[0] for process in (first, second)] == [0, 0]
     assert_complete(server, tmp_path)
@@ -920,7 +934,7 @@ def test_a_home_and_variables_in_models_dir_are_meant(server, tmp_path, monkeypa
 def test_the_images_have_what_the_downloader_imports_before_they_fetch_the_model():
     """And no more of the code, so that a change of the rest does not fetch it again."""
     root = os.path.dirname(SCRIPT)
-    program = ('import sys; before = set(sys.modules); sys.path.insert(0, %r); import download_model; print(" ".join(sorted('
+    program = ('import sys; sys.path.insert(0, %r); import download_model; print(" ".join(sorted('
                'name for name, module in sys.modules.items() if (getattr(module, "__file__", None) or "").startswith(%r))))'
                % (root, os.path.join(root, 'src')))
     imported = subprocess.check_output([sys.executable, '-c', program], universal_newlines=True, timeout=20).split()
@@ -928,6 +942,28 @@ def test_the_images_have_what_the_downloader_imports_before_they_fetch_the_model
         with open(os.path.join(root, 'Dockerfile.' + kind), encoding='utf-8') as file:
             before_the_model = file.read().split('RUN python3 download_model.py')[0]
         assert sorted(re.findall(r'src/(\w+)\.py', before_the_model)) == imported
+
+
+def test_messages_are_utf8_whatever_the_locale(server, tmp_path):
+    arguments = [sys.executable, SCRIPT, 'tiny', '--base_url', server.url, '--models_dir', str(tmp_path) + '/\xe4']
+    process = subprocess.Popen([argument.encode('utf-8') for argument in arguments], env=dict(os.environ, LC_ALL='C'),
+                               stderr=subprocess.PIPE)
+    error = process.communicate(timeout=20)[1].decode('utf-8')
+    assert process.returncode == 0
+    assert error.endswith('/\xe4/tiny is complete\n')
+
+
+def test_a_closed_stderr_is_no_error(server, tmp_path):
+    command_line = [sys.executable, SCRIPT, 'tiny', '--models_dir', str(tmp_path), '--base_url', server.url]
+    assert subprocess.call(['sh', '-c', 'exec "$@" 2>&-', 'sh'] + command_line, timeout=20) == 0
+    assert_complete(server, tmp_path)
+
+
+@pytest.mark.parametrize('make', [lambda path: path.write_bytes(b''), lambda path: path.symlink_to('nowhere')])
+def test_what_is_no_folder_is_told_as_such(server, tmp_path, make):
+    make(tmp_path.joinpath('tiny'))
+    with pytest.raises(ValueError, match='tiny is there, and is not a folder'):
+        download(server, tmp_path)
 
 
 def test_windows_can_import_it():
