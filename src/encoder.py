@@ -177,7 +177,7 @@ def model_folder(model_name, models_dir='models', files=()):
         problem = '%s has no %s' % (folders[0], ', '.join(missing))
     else:
         names = {name for place in places(models_dir) if os.path.isdir(place) for name in os.listdir(place)
-                 if os.path.isfile(os.path.join(place, name, 'encoder.json'))}
+                 if os.path.isfile(os.path.join(place, name, 'checkpoint'))}  # or it is a run without a save
         problem = 'no model %s in %s (models there: %s)' % (
             model_name, ' or '.join(sorted(set(places(models_dir)))), ', '.join(sorted(names)) or 'none')
     released = model_name in RELEASED_MODELS

@@ -1,6 +1,6 @@
 """TensorFlow's graph-mode API under one name, from 1.12 to 2.x: `from tf1 import tf`.
 
-TensorFlow is quiet unless the environment sets TF_CPP_MIN_LOG_LEVEL (0 tells all).
+TensorFlow is quiet unless the environment sets TF_CPP_MIN_LOG_LEVEL to less than 3 (0 tells all).
 """
 import contextlib
 import gc
@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 
-_quiet = 'TF_CPP_MIN_LOG_LEVEL' not in os.environ
+_quiet = os.environ.get('TF_CPP_MIN_LOG_LEVEL', '3') == '3'
 
 
 @contextlib.contextmanager

@@ -493,8 +493,12 @@ class Run(object):
         if self.far_off(loss):
             self.has_diverged('a loss of %.4g nats, far above the %.2f of a guess' % (loss, math.log(self.hparams.n_vocab)))
         keep = self.options.keep
-        checkpoint.save_variables(self.sess, self.graph.state, self.state_prefix(self.step))
-        checkpoint.save(self.sess, self.folder, self.hparams, self.folder, step=self.step, keep=keep)
+        try:
+            checkpoint.save_variables(self.sess, self.graph.state, self.state_prefix(self.step))
+            checkpoint.save(self.sess, self.folder, self.hparams, self.folder, step=self.step, keep=keep)
+        except OSError:
+            remove_saves_from(self.folder, (last_save(self.folder) or 0) + 1)  # a full disk needs the room
+            raise
         checkpoint.remove_old(inside(self.folder, 'state.ckpt'), self.step, keep)
         self.saved = self.step
         self.summaries.flush()
@@ -699,6 +703,11 @@ def forget_from(folder, step):
     metrics = inside(folder, 'metrics.jsonl')
     kept = [record for record in read_metrics(metrics) if record['step'] < step]
     files.write_text(metrics, ''.join(map(json_line, kept)))
+    remove_saves_from(folder, step)
+
+
+def remove_saves_from(folder, step):
+    """Remove from a run's folder what there is of saves of that step and later ones."""
     for place in (folder, inside(folder, '')):
         for name in os.listdir(place):
             numbered = re.match(r'(?:model|state)\.ckpt-(\d+)\.', name)

@@ -324,7 +324,8 @@ def test_model_is_found_from_the_working_directory_then_from_the_repository(voca
 
 def test_missing_model_says_what_there_is_and_how_to_get_it(vocabulary, tmp_path, monkeypatch):
     copy_vocabulary(vocabulary, str(tmp_path / 'models' / 'demo'))
-    (tmp_path / 'models' / 'no model').mkdir()
+    (tmp_path / 'models' / 'demo' / 'checkpoint').write_text('')
+    copy_vocabulary(vocabulary, str(tmp_path / 'models' / 'training run without a save'))
     monkeypatch.setattr(encoder, 'REPOSITORY', str(tmp_path))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=r'no model 345M in .*\(models there: demo\).*download_model.py 345M`'):

@@ -94,7 +94,8 @@ def ids(printed, monkeypatch):
 
 # What needs no TensorFlow, and does not wait for it
 
-@pytest.mark.parametrize('changes, shown', [({}, b''), ({'TF_CPP_MIN_LOG_LEVEL': '0'}, b'TensorFlow logs\n')], ids=str)
+@pytest.mark.parametrize('changes, shown', [
+    ({}, b''), ({'TF_CPP_MIN_LOG_LEVEL': '3'}, b''), ({'TF_CPP_MIN_LOG_LEVEL': '0'}, b'TensorFlow logs\n')], ids=str)
 def test_a_guard_sees_tensorflow_which_logs_when_it_is_asked_to(command, without_tensorflow, changes, shown):
     """Else the tests with the guard would prove nothing. It logs as TensorFlow does, past Python's stderr."""
     env = dict(without_tensorflow, **changes)

@@ -699,6 +699,8 @@ def test_ctrl_c_before_the_first_step_saves_nothing_and_says_so(models_dir, monk
     stderr = capfd.readouterr().err
     assert stderr.endswith('early: stopped before the first step; nothing is saved\n') and 'arning' not in stderr
     assert train.last_save(os.path.join(models_dir, 'early')) is None
+    with pytest.raises(FileNotFoundError, match=r'models there: (?!.*early)'):
+        checkpoint.model_dir('nowhere', models_dir)
     assert not os.path.exists(os.path.join(models_dir, 'early', 'checkpoint'))
     assert not [warning for warning in recwarn if 'matplotlib' in str(warning.filename)]
 
@@ -763,16 +765,24 @@ def test_weights_that_have_no_loss_are_not_saved(run):
     assert train.last_save(run.folder) == saved
 
 
-def test_a_full_disk_is_one_line_and_leaves_the_save_before(run):
-    """The file that cannot be finished goes, too."""
+@pytest.mark.parametrize('failing', ['state.ckpt', 'model.ckpt'])
+def test_a_full_disk_is_one_line_and_leaves_the_save_before(run, monkeypatch, failing):
+    """What cannot be finished goes, and what was finished of the same save."""
     resource = pytest.importorskip('resource', reason='needs a system that limits the size of files')
     before, expected = snapshot(run.folder), weights_and_state(run.folder)
     batch = random_tokens(run.hparams, [4, 16])
     run.one_step(batch)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # Python ignores the signal that comes with it
+    save_variables = checkpoint.save_variables
+
+    def save_with_limit(sess, variables, prefix):
+        if failing in prefix:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # Python ignores the signal that comes with it
+        save_variables(sess, variables, prefix)
+
+    monkeypatch.setattr(checkpoint, 'save_variables', save_with_limit)
     try:
-        with pytest.raises(OSError, match=r'^\S*state\.ckpt-%d cannot be written: File too large$' % run.step):
+        with pytest.raises(OSError, match=r'^\S*%s-%d cannot be written: File too large$' % (failing, run.step)):
             run.save(batch)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
