@@ -18,6 +18,7 @@ import time
 import pytest
 
 import download_model
+import files
 import tensor_bundle
 
 SCRIPT = os.path.abspath(download_model.__file__)
@@ -121,6 +122,15 @@ def stalls_at(upto):
         right(handler, body, start, upto=upto)
         handler.server.go_on.wait(20)
     return stall
+
+
+@pytest.fixture(autouse=True)
+def signals():
+    """Ctrl-C and SIGTERM are not ignored, as where the tests run behind an &, and stay what they were."""
+    before = [signal.signal(number, signal.default_int_handler) for number in download_model.INTERRUPTS]
+    yield
+    for number, handler in zip(download_model.INTERRUPTS, before):
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -245,6 +255,18 @@ def test_a_model_arrives_whole(server, tmp_path):
     download(server, tmp_path)
     assert_complete(server, tmp_path)
     assert [path for path, _ in server.requests] == ['/tiny/' + file for file in download_model.FILES]
+
+
+def test_a_file_is_on_the_disk_before_its_name_is(server, tmp_path, monkeypatch):
+    """Else a power failure could leave an empty file that was proven right."""
+    calls = []
+    for module, name in ((files, 'sync'), (os, 'replace')):
+        def noted(path, *others, name=name, call=getattr(module, name)):
+            calls.append((name, os.path.basename(path)))
+            call(path, *others)
+        monkeypatch.setattr(module, name, noted)
+    download(server, tmp_path)
+    assert calls == [(name, file + '.part') for file in download_model.FILES for name in ('sync', 'replace')]
 
 
 @pytest.mark.parametrize('name, release', [('117M', '124M'), ('124M', '124M'), ('345M', '355M'), ('355M', '355M'),
