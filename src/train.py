@@ -578,8 +578,11 @@ class Run(object):
             return interrupts.wait_for(self.sess.run, tensors, feeds)
 
     def far_off(self, loss):
-        """Whether a loss is more than 1 nat above both that of a guess, where each token is as likely, and that at the start."""
-        return loss > max(math.log(self.hparams.n_vocab), self.first_loss) + 1
+        """Whether a loss is more than 3 nats above that of a guess, where each token is as likely, and above that at the start.
+
+        A text may be so unlike what a model knows that it starts above a guess, and a batch may be 1 nat off.
+        """
+        return loss > max(math.log(self.hparams.n_vocab), self.first_loss) + 3
 
     def has_diverged(self, figures):
         """Raises ValueError: these are the figures of weights that nobody wants saved."""

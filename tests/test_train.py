@@ -539,7 +539,7 @@ def test_weights_that_are_worse_than_a_guess_are_not_saved_and_said_to_be(run, m
 
 def test_a_loss_is_far_off_if_it_is_that_of_neither_a_guess_nor_the_start(run, monkeypatch):
     guess = math.log(257)
-    for start, limit in ((3, guess + 1), (guess + 2, guess + 3)):
+    for start, limit in ((3, guess + 3), (guess + 2, guess + 5)):
         monkeypatch.setattr(run, 'first_loss', start)
         assert run.far_off(limit + 0.01) and not run.far_off(limit - 0.01)
 
