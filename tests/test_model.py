@@ -109,6 +109,20 @@ def test_decoding_in_parts_equals_the_whole(sess, batch, parts):
         assert_close(found, whole_logits[:, end - 1])
 
 
+@pytest.mark.parametrize('build, cut', [
+    (lambda hparams, tokens_BT: model.model(hparams, tokens_BT), False),
+    (lambda hparams, tokens_BT: model.decode(hparams, tokens_BT, model.empty_cache(hparams, 2)), True)], ids=['whole', 'decode'])
+def test_the_work_is_cut_into_shares_for_decoding_alone(monkeypatch, build, cut):
+    """Training and scoring have work enough for all cores in each operation: cut, it takes longer."""
+    n_operations = []
+    for n_shares in (1, 4):
+        monkeypatch.setattr(model, 'n_shares', lambda: n_shares)
+        with tf.Graph().as_default() as graph:
+            build(tiny.hparams(), tf.placeholder(tf.int32, [2, None]))
+            n_operations.append(len(graph.get_operations()))
+    assert (n_operations[0] < n_operations[1]) == cut
+
+
 def test_rows_that_leave_the_cache_leave_the_others_as_they_were(sess):
     """What the third of four texts is continued with does not depend on which of the others are still there."""
     hparams = tiny.hparams()
