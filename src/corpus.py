@@ -85,12 +85,13 @@ def _text_parts(path):
     """Yield the text of a file, a line or a part of a long one at a time, and None where a separator or the file ends."""
     decoder = codecs.getincrementaldecoder('utf-8')()
     with open(path, 'rb') as file:
-        if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
-            file.seek(0)
+        is_marked = file.peek(len(codecs.BOM_UTF8)).startswith(codecs.BOM_UTF8)  # peek, because a pipe cannot be sought in
+        n_read = len(file.read(len(codecs.BOM_UTF8))) if is_marked else 0
         last, line = '', b'\n'
         while line:
             begins = line.endswith(b'\n')
             line = file.readline(LINE)
+            n_read += len(line)
             if begins and line in (SEPARATOR + b'\n', SEPARATOR + b'\r\n', SEPARATOR):
                 yield last if last != '\n' else ''
                 yield None
@@ -100,7 +101,7 @@ def _text_parts(path):
                 text = last + decoder.decode(line, final=not line)
             except UnicodeDecodeError as error:
                 raise ValueError('%s is not UTF-8: byte %d is 0x%02x; convert the file to UTF-8' % (
-                    path, file.tell() - len(error.object) + error.start, error.object[error.start]))
+                    path, n_read - len(error.object) + error.start, error.object[error.start]))
             text = text.replace('\r\n', '\n')
             # The last character waits for what comes next: a newline may belong to a separator, a carriage return to a newline.
             last = text[-1:]

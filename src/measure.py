@@ -109,28 +109,12 @@ def window_sizes(hparams, options):
 def score_documents(model, pieces, options, *, n_bytes, label, fills_last=False):
     """Score each token of documents once; with a limit, those of the first windows, and then no more than these is encoded.
 
-    pieces: str, and None where a document ends (corpus.read_pieces).  n_bytes: about how many bytes they are in all.
+    pieces: str, and None where a document ends (corpus.read_pieces).  n_bytes: about how many bytes they are in all,
+        0 if that is not known, as of a pipe.
     Returns a Scored: without documents of which nothing was scored.
     """
-    n_ctx, stride = window_sizes(model.hparams, options)
-    documents, nats, rows, places = [], [], [], []  # places: (document, where in it the row's tokens begin)
-    cut = False
-    with tqdm(desc='encoding', total=n_bytes, unit='B', unit_scale=True, disable=None, leave=False) as bar:
-        for document in corpus.by_document(pieces):
-            n_windows = math.inf if options.limit is None else options.limit - len(rows)
-            cut = not n_windows
-            if cut:
-                break
-            ids, cut = encode(model.encoder, document, n_ctx + (n_windows - 1) * stride, bar)
-            begin = 0
-            for row in document_rows(ids, model.encoder.end_of_text, n_ctx=n_ctx, stride=stride, fills_last=fills_last):
-                rows.append(row)
-                places.append((len(documents), begin))
-                begin += len(row.ids) - row.first
-            documents.append(ids)
-            nats.append(np.zeros(len(ids), np.float32))
-            if cut:
-                break
+    documents, rows, places, cut = windows(model, pieces, options, n_bytes=n_bytes, fills_last=fills_last)
+    nats = [np.zeros(len(ids), np.float32) for ids in documents]
     n_scored = [0] * len(documents)
 
     def score(numbers):
@@ -141,12 +125,38 @@ def score_documents(model, pieces, options, *, n_bytes, label, fills_last=False)
             nats[document][begin:n_scored[document]] = nats_N
         return Sum('perplexity', np.sum(nats_BN, dtype=np.float64), nats_BN.size)
 
-    work = batches(rows, options.batch_size * (n_ctx + 1))
-    _, interrupted = compute(score, work, label=label, running=lambda figure: figure)
+    n_ctx, _ = window_sizes(model.hparams, options)
+    _, interrupted = compute(score, batches(rows, options.batch_size * (n_ctx + 1)), label=label, running=lambda figure: figure)
     n_whole = n_bytes if cut else count_bytes(model.encoder, documents)
     scored = [(ids[:n], nats_N[:n]) for ids, nats_N, n in zip(documents, nats, n_scored) if n]
     documents, nats = [ids for ids, _ in scored], [nats_N for _, nats_N in scored]
-    return Scored(documents, nats, count_bytes(model.encoder, documents) / max(1, n_whole), interrupted)
+    n_bytes = count_bytes(model.encoder, documents)
+    return Scored(documents, nats, n_bytes / max(1, n_bytes, n_whole), interrupted)
+
+
+def windows(model, pieces, options, *, n_bytes, fills_last):
+    """Read and encode documents up to the limit, and cut them to Rows.
+
+    Returns (documents, rows, places, cut): int32 arrays; Rows; for each of them its document's number and where in it what it
+    scores begins; whether there was more.
+    """
+    n_ctx, stride = window_sizes(model.hparams, options)
+    documents, rows, places = [], [], []
+    with tqdm(desc='encoding', total=n_bytes or None, unit='B', unit_scale=True, disable=None, leave=False) as bar:
+        for document in corpus.by_document(pieces):
+            n_windows = math.inf if options.limit is None else options.limit - len(rows)
+            if not n_windows:
+                return documents, rows, places, True
+            ids, cut = encode(model.encoder, document, n_ctx + (n_windows - 1) * stride, bar)
+            begin = 0
+            for row in document_rows(ids, model.encoder.end_of_text, n_ctx=n_ctx, stride=stride, fills_last=fills_last):
+                rows.append(row)
+                places.append((len(documents), begin))
+                begin += len(row.ids) - row.first
+            documents.append(ids)
+            if cut:
+                return documents, rows, places, True
+    return documents, rows, places, False
 
 
 def encode(encoder, pieces, most, bar):

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import tracemalloc
 
 import numpy as np
@@ -85,6 +86,18 @@ def test_a_byte_order_mark_is_no_text(write):
     assert list(corpus.read_documents(write('b.txt', b'\xef\xbb\xbf' + SEPARATOR.encode() + b'\ntwo'))) == ['two']
     assert list(corpus.read_documents(write('c.jsonl', b'\xef\xbb\xbf"one"\n"two"'))) == ['one', 'two']
     assert list(corpus.read_documents(write('d.txt', b'\xef\xbb\xbf'))) == []
+
+
+def test_a_pipe_is_read_as_a_file_is(tmpdir):
+    """text <(zcat book.gz): it cannot be sought in, and not be read twice."""
+    pipe = str(tmpdir.join('pipe'))
+    for content, found in ((b'\xef\xbb\xbfone\n', ['one\n']), (b'a', ['a']), (b'', [])):
+        os.mkfifo(pipe)
+        writer = threading.Thread(target=lambda: tmpdir.join('pipe').write_binary(content))
+        writer.start()
+        assert list(corpus.read_documents(pipe)) == found
+        writer.join()
+        os.remove(pipe)
 
 
 def test_jsonl_holds_a_document_a_line(write):

@@ -575,6 +575,9 @@ def test_with_a_limit_no_more_is_read_and_encoded_than_is_scored(loads, tmpdir, 
     loads(model)
     evaluate.text(write(tmpdir, 'a.txt', 'abcd ' * 10000), limit=20)
     assert 160 < sum(map(len, encoded)) < 400
+    pieces = itertools.chain(['abcd ' * 100, None], iter(lambda: 1 / 0, None))  # what comes behind would fail
+    scored = measure.score_documents(model, pieces, ALL._replace(limit=2), n_bytes=0, label='')
+    assert len(scored.nats[0]) == 16 and scored.share == 1, 'of a pipe it is not known how much there is'
 
 
 def test_windows_that_overlap_are_copied_only_when_they_are_scored():
