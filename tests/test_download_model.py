@@ -675,6 +675,17 @@ def test_wrong_bytes_of_the_right_length_are_refused(server, release, tmp_path, 
     assert not tmp_path.joinpath(name, download_model.DATA + '.part').exists()
 
 
+def test_what_is_not_proven_does_not_take_the_place_of_what_is_there(server, release, tmp_path):
+    """Even of something wrong: it may be all that there is."""
+    download(server, tmp_path, '124M')
+    weights = tmp_path.joinpath('124M', download_model.DATA)
+    weights.write_bytes(b'old')
+    server.content['/124M/' + download_model.DATA] = bytes(len(server.content['/124M/' + download_model.DATA]))
+    with pytest.raises(OSError, match='SHA-256'):
+        download(server, tmp_path, '124M')
+    assert weights.read_bytes() == b'old'
+
+
 @pytest.mark.parametrize('name', ['tiny', '124M'])
 @pytest.mark.parametrize('change', [b'', b'more than there should be'])
 def test_a_wrong_length_is_refused(server, release, tmp_path, name, change):
