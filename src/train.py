@@ -92,9 +92,7 @@ def fit(folder, options, text_encoder, hparams, tokens, valid_tokens):
             tell('%s is stopped at once; %s' % (folder, run.what_counts()))
             raise
         except OSError as error:
-            if isinstance(error, BrokenPipeError):
-                raise
-            raise OSError('%s; %s' % (error, run.what_counts()))
+            raise type(error)('%s; %s' % (error, run.what_counts()))
         tell(run.closing_words())
 
 

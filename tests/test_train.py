@@ -375,8 +375,10 @@ flags.run(train.train)
 def run_struck(flags, number, at, wrong_from=1000):
     """Run train.py in a process that gets signal number at a step. Returns its status and stderr."""
     code = STRUCK % (os.path.dirname(SCRIPT), number, at, wrong_from)
-    process = subprocess.Popen([sys.executable, '-c', code] + arguments_of(flags), stderr=subprocess.PIPE, universal_newlines=True)
-    return process.wait(timeout=100), process.communicate()[1]
+    process = subprocess.Popen([sys.executable, '-c', code] + arguments_of(flags), stderr=subprocess.PIPE,
+                               universal_newlines=True)
+    stderr = process.communicate(timeout=100)[1]
+    return process.returncode, stderr
 
 
 def stored(prefix):
@@ -531,7 +533,8 @@ def test_weights_that_are_worse_than_a_guess_are_not_saved_and_said_to_be(run, m
     saved, expected = run.step, weights_and_state(run.folder)
     assert run.first_loss < 7  # a guess is log(257), 5.5
     with_flags(monkeypatch, run, learning_rate=3.0, warmup=0, save_every=4, steps=run.step + 20)
-    with pytest.raises(ValueError, match=r'step %d has a loss of [\d.]+ nats, far above the 5.55 of a guess' % (saved + 4 - saved % 4)):
+    said = r'step %d has a loss of [\d.]+ nats, far above the 5\.55 of a guess' % (saved + 4 - saved % 4)
+    with pytest.raises(ValueError, match=said):
         run.learn(random_tokens(run.hparams, [1000]), None)
     assert_same(weights_and_state(run.folder), expected)
     assert len(re.findall(r'step \d+: a loss of [\d.]+ is far above the 5\.55 of a guess', capfd.readouterr().err)) == 1
@@ -604,7 +607,7 @@ def test_a_sample_is_shown_without_the_token_that_it_starts_from(run, monkeypatc
 
 def test_the_model_with_the_lowest_valid_loss_is_kept_as_best(models_dir, tmp_path, monkeypatch, capfd):
     """A complete model; a run that goes on remembers it; and the last line of a run tells how to sample from it."""
-    losses = iter([5.0, 4.0, 4.5, 3.0, 3.5])  # before the first step, and after each one
+    losses = iter([5.0, 4.0, 4.5, 3.0, 3.5, 9.0, 8.0])  # before the first step, and after each one; and on another text
     monkeypatch.setattr(train.Run, 'measure', lambda run, tokens: next(losses))
     flags = flags_of(models_dir, 'measured', valid=beside(models_dir, 'valid.txt'), valid_every=1, steps=2, save_every=1)
     best = os.path.join(models_dir, 'measured', 'best')
@@ -616,6 +619,9 @@ def test_the_model_with_the_lowest_valid_loss_is_kept_as_best(models_dir, tmp_pa
         assert '3.000' in capfd.readouterr().err.splitlines()[-1] or expected == 1
     record = metrics_of(models_dir, 'measured')[3]
     assert record['step'] == 3 and record['valid_loss_nats'] == 3.0
+    train.train(**dict(flags, steps=5, valid=beside(models_dir, 'data.txt')))
+    assert metrics_of(models_dir, 'measured')[-2] == {'step': 4, 'valid_loss_nats': 9.0}
+    assert checkpoint.weights_prefix(best).endswith('model.ckpt-5')
 
 
 def validated(monkeypatch, run, valid, losses):
@@ -872,11 +878,12 @@ def test_memory_that_does_not_suffice_is_answered_with_what_to_do(run, monkeypat
 def test_from_nothing_a_run_starts_as_the_paper_says(models_dir, tmp_path, capfd):
     """Section 2.3: projections into the residual stream are scaled by 1 / sqrt(2 n_layer). The vocabulary sets n_vocab."""
     hparams = tmp_path / 'hparams.json'
-    hparams.write_text(json.dumps({'n_ctx': 16, 'n_embd': 64, 'n_head': 2, 'n_layer': 2}))
+    hparams.write_text(json.dumps({'n_vocab': 50257, 'n_ctx': 16, 'n_embd': 64, 'n_head': 2, 'n_layer': 2}))
     train.train(**flags_of(models_dir, 'new', model_name=None, hparams=str(hparams), vocab=os.path.join(models_dir, 'tiny'),
                            learning_rate=1e-9, steps=1, sample_every=1))
     stderr = capfd.readouterr().err
-    assert 'SAMPLE AT STEP 1' in stderr and re.search(r'^step 1 of 1: loss 5\.\d{3}, \d+ tokens/s, 00:00 left$', stderr, re.MULTILINE)
+    assert 'SAMPLE AT STEP 1' in stderr
+    assert re.search(r'^step 1 of 1: loss 5\.\d{3}, \d+ tokens/s, 00:00 left$', stderr, re.MULTILINE)
     found = stored(checkpoint.weights_prefix(os.path.join(models_dir, 'new')))
     assert found['model/wte'].shape == (257, 64)
     for name, array in found.items():
@@ -889,7 +896,9 @@ def test_a_run_may_learn_its_vocabulary(models_dir, tmp_path):
     hparams = tmp_path / 'hparams.json'
     hparams.write_text('{"n_ctx": 16, "n_embd": 8, "n_head": 2, "n_layer": 1}')
     folder = os.path.join(models_dir, 'words')
-    flags = flags_of(models_dir, 'words', model_name=None, hparams=str(hparams), vocab_size=264, steps=2)
+    other = tmp_path / 'other.txt'
+    other.write_text('dog ' * 100)
+    flags = flags_of(models_dir, 'words', model_name=None, hparams=str(hparams), vocab_size=264, steps=2, valid=str(other))
     with train.claimed(folder):
         train.begin(folder, options(**dict(flags, vocab_size=262)))  # and stopped before its first save
     train.train(**flags)
@@ -1082,14 +1091,17 @@ def test_a_text_shorter_than_a_window_is_refused(models_dir, tmp_path, name):
         train.train(**flags_of(models_dir, 'short', **{name: str(path)}))
 
 
-def test_an_attempt_that_was_never_saved_leaves_no_vocabulary_behind(models_dir, tmp_path):
+def test_an_attempt_that_was_never_saved_leaves_nothing_behind(models_dir, tmp_path):
     folder = str(tmp_path / 'run')
     flags = flags_of(models_dir, 'run')
     with train.claimed(folder):
         train.begin(folder, options(**flags))
         encoder.write_vocabulary([('a', 'b')], folder)
+        encoder.write_vocabulary([('a', 'b')], os.path.join(folder, 'best'))
+        files.write_text(train.inside(folder, 'best.json'), '{"valid_loss_nats": 0}')
         assert train.last_save(folder) is None
         train.begin(folder, options(**flags))
+    assert not os.path.exists(os.path.join(folder, 'best')) and not os.path.exists(train.inside(folder, 'best.json'))
     assert encoder.get_encoder('run', str(tmp_path)).bpe_ranks == {}
 
 
@@ -1114,7 +1126,8 @@ def test_without_a_terminal_lines_tell_where_a_run_is(models_dir, monkeypatch, c
     assert re.match(r'step 2 of 4: loss \d\.\d{3}, \d+ tokens/s, \d\d:\d\d left$', second)
     assert re.match(r'step 4 of 4: loss .* 00:00 left$', fourth)
     assert closing == [folder + ': step 4 of 4 is saved',
-                       'python3 src/generate_unconditional_samples.py --model_name told --models_dir %s samples from it' % models_dir]
+                       'python3 src/generate_unconditional_samples.py --model_name told --models_dir %s samples from it'
+                       % models_dir]
 
 
 def test_a_long_silence_is_broken(run, monkeypatch, capfd):
