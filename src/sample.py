@@ -119,7 +119,7 @@ def next_tokens(logits_BV, draw_B, *, temperature, top_k, top_p):
         return tf.argmax(logits_BV, axis=-1, output_type=tf.int32)
     greatest_B1 = tf.reduce_max(logits_BV, axis=-1, keepdims=True)
     # From the maximum down, a temperature however low gives -inf at the most, and never NaN.
-    divisor = tf.maximum(tf.cast(temperature, tf.float32), 1e-30)
+    divisor = tf.maximum(tf.cast(as_float64(temperature), tf.float32), 1e-30)
 
     def scale(logits):
         return (logits - greatest_B1) / divisor

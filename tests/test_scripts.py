@@ -10,6 +10,7 @@ import signal
 import sys
 import termios
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -211,6 +212,15 @@ def test_a_temperature_near_0_is_greedy(ids):
     """1e-300 is 0 as float32 has it, and 0 / 0 is not a number."""
     assert ids(UNCONDITIONAL, nsamples=1, length=4, temperature=1e-300) == ids(
         UNCONDITIONAL, nsamples=1, length=4, temperature=0)
+
+
+@pytest.mark.parametrize('temperature', [1e49, 1e308])
+def test_a_temperature_beyond_float32_makes_all_tokens_alike(ids, temperature):
+    """Silently: 1e49 and more are infinity there."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', RuntimeWarning)
+        found, = ids(UNCONDITIONAL, nsamples=1, seed=5, length=4, temperature=temperature)
+    assert found == [int(draw * tiny.N_BYTE_VOCAB) for draw in sample.random_draws(5, [0], 4)[0]]
 
 
 @both
