@@ -796,6 +796,22 @@ def test_a_full_disk_is_one_line_and_leaves_the_save_before(run, monkeypatch, fa
     assert_same(weights_and_state(run.folder), expected)
 
 
+def test_what_was_written_aside_goes_if_the_disk_fails_later(run, monkeypatch, tmp_path):
+    def fail(path):
+        raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(files, 'sync', fail)
+    with pytest.raises(OSError, match='No space left'):
+        checkpoint.save_variables(run.sess, run.graph.state, str(tmp_path / 'state.ckpt-1'))
+    assert not os.listdir(str(tmp_path))
+
+
+def test_what_a_killed_process_left_of_a_later_save_does_not_count_as_the_newest(tmp_path):
+    for name in ('model.ckpt-5.index', 'model.ckpt-7.index', 'model.ckpt-9.index', 'model.ckpt-12.part.index', 'checkpoint'):
+        (tmp_path / name).write_text('')
+    checkpoint.remove_old(str(tmp_path / 'model.ckpt'), 9, 2)
+    assert sorted(os.listdir(str(tmp_path))) == ['checkpoint', 'model.ckpt-7.index', 'model.ckpt-9.index']
+
+
 def snapshot(folder):
     """The names of all files below a folder, but for TensorBoard's."""
     return sorted(os.path.join(place, name) for place, _, names in os.walk(folder) for name in names if 'tfevents' not in name)
