@@ -138,6 +138,11 @@ def test_top_k_keeps_what_brute_force_keeps(sess, k):
     assert_kept(by_tensor, rows, kept)
 
 
+def test_a_number_that_no_int32_holds_keeps_all(sess):
+    rows = random_rows()
+    assert_kept(sess.run(sample.top_k_logits(tf.constant(rows), 2 ** 31)), rows, np.ones(rows.shape, bool))
+
+
 @pytest.mark.parametrize('p', [1e-300, 1e-40, 1e-9, 0.1, 0.5, 0.9, 0.99, 1 - 1e-9, 1])
 def test_top_p_keeps_what_brute_force_keeps(sess, p):
     """200 random rows. Ties with the last stay; a tiny p keeps the likeliest token, 1 keeps all."""
@@ -493,6 +498,38 @@ def test_a_batch_equals_each_prompt_alone_computed_anew(sess, options):
         alone = sess.run(tokens_BS, {context_BT: [prompt], lengths_B: [len(prompt)], draws_BT: draws[row:row + 1]})
         assert alone[0].tolist() == expected[row]
         assert together[row].tolist() == expected[row] + [-1] * (27 - len(expected[row]))
+
+
+def test_prompts_of_different_lengths_go_on_alike_when_others_have_ended(sess):
+    """Twelve in one batch, of 1 to 12 tokens, some of which end soon, and each alone: a row keeps its own length and draws."""
+    hparams, weights = random_model(n_ctx=64, n_vocab=13)
+    prompts = [list(range(12 - n)) for n in range(12)]
+    draws = sample.random_draws(2, range(12), 50)
+    context_BT, lengths_B, draws_BT = (
+        tf.placeholder(tf.int32, [None, None]), tf.placeholder(tf.int32, [None]), tf.placeholder(tf.float64, [None, 50]))
+    tokens_BS = sample.sample_sequence(hparams=hparams, length=50, context=context_BT, context_lengths=lengths_B,
+                                       draws=draws_BT, end_token=12)
+    tiny.assign(sess, weights)
+    together = sess.run(tokens_BS, {context_BT: [(prompt + [7] * 11)[:12] for prompt in prompts],
+                                    lengths_B: [len(prompt) for prompt in prompts], draws_BT: draws})
+    n_tokens = []
+    for row, prompt, draw in zip(together, prompts, draws):
+        alone = sess.run(tokens_BS, {context_BT: [prompt], lengths_B: [len(prompt)], draws_BT: [draw]})[0]
+        assert row[:len(alone)].tolist() == alone.tolist()
+        assert (row[len(alone):] == 12).all()
+        n_tokens.append(len(alone) - len(prompt))
+    assert min(n_tokens) < 10 and max(n_tokens) > 20
+
+
+@pytest.mark.parametrize('length, n_texts, expected', [
+    (sample.MANY, 3, 3), (sample.MANY - 1, 3, None), (sample.MANY, None, None)])
+def test_the_vocabulary_is_copied_where_many_tokens_follow(sess, monkeypatch, length, n_texts, expected):
+    """For a number of texts that is known: a copy that many tokens share makes each faster, and for a few it costs more."""
+    told = []
+    decode = model.decode
+    monkeypatch.setattr(model, 'decode', lambda *given, **options: told.append(options['n_texts']) or decode(*given, **options))
+    sample.sample_sequence(hparams=tiny.hparams(), length=length, context=tf.placeholder(tf.int32, [n_texts, 1]))
+    assert set(told) == {expected}
 
 
 def test_greedy_text_of_200_tokens_is_the_papers_at_every_step(sess):
