@@ -299,8 +299,6 @@ def prove(path, final_path, release):
     folder, file = os.path.split(final_path)
     with open(path, 'rb') as opened:
         head = opened.read(100)
-    if not head:
-        raise ValueError('it is empty')
     if file != DATA and head.lstrip(b'\xef\xbb\xbf \t\r\n').startswith(b'<'):
         raise ValueError('it is a web page, as a proxy sends, and not the file')
     n_bytes = known_bytes(final_path, release)

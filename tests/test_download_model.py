@@ -544,6 +544,16 @@ def test_a_certificate_store_that_is_not_there_is_not_told_as_a_full_disk(server
     assert 'goes on' not in str(caught.value)
 
 
+def test_a_body_in_chunks_that_breaks_is_told_in_plain_words(server, tmp_path):
+    def breaks(handler, body, start):
+        handler.send_response(200)
+        handler.send_header('Transfer-Encoding', 'chunked')
+        handler.end_headers()
+        handler.wfile.write(b'ff\r\nhalf')
+    server.answers['/tiny/checkpoint'] = [breaks] * 99
+    refuse(server, tmp_path, 'tiny', 'checkpoint', 'checkpoint: the connection broke$')
+
+
 def test_two_lengths_are_told_as_such(server, tmp_path):
     server.answers['/tiny/checkpoint'] = [
         lambda handler, body, start: send(handler, 200, body, headers=[('Content-Length', '5')])] * 99
