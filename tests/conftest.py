@@ -1,6 +1,7 @@
 """What the tests share: the path, a session, the released vocabulary, a tiny model on disk."""
 import importlib.util
 import os
+import signal
 import sys
 
 import pytest
@@ -11,6 +12,10 @@ for folder in (ROOT, TESTS, os.path.join(ROOT, 'src')):  # src ends up first, as
     sys.path.insert(0, folder)
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 os.environ.setdefault('CUDA_VISIBLE_DEVICES', '')  # the tests' tolerances are those of a CPU
+
+# A shell without job control starts what stands before an & with Ctrl-C ignored, and scripts that the tests start would obey.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

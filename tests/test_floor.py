@@ -19,7 +19,7 @@ SOURCES = sorted(glob.glob(os.path.join(SRC, '*.py')) + glob.glob(os.path.join(R
 SCRIPTS = ['evaluate', 'generate_dataset', 'generate_unconditional_samples', 'interactive_conditional_samples', 'train']
 MODULES = {
     'corpus': ['files'], 'detokenize': [], 'encoder': ['files'], 'files': [], 'flags': ['interrupts'], 'interrupts': [],
-    'products': ['tf1'], 'tensor_bundle': [], 'tf1': [], 'benchmarks': ['detokenize'],
+    'products': ['tf1'], 'tensor_bundle': [], 'tf1': [], 'benchmarks': ['corpus', 'detokenize'],
     'measure': ['benchmarks', 'corpus', 'detokenize', 'interrupts'], 'model': ['products', 'tf1'], 'sample': ['model', 'tf1'],
     'checkpoint': ['encoder', 'files', 'model', 'products', 'tf1']}
 every_source = pytest.mark.parametrize('path', SOURCES, ids=lambda path: os.path.relpath(path, ROOT))
