@@ -955,7 +955,7 @@ def test_a_password_is_used_and_never_shown(server, tmp_path, monkeypatch, capsy
 
 
 def test_the_environment_may_name_the_server(server, tmp_path):
-    environment = dict(os.environ, GPT2_BASE_URL=server.url + '/', LC_ALL='C')
+    environment = dict(os.environ, GPT2_BASE_URL=server.url.replace('http:', 'HTTP:') + '/', LC_ALL='C')
     process = subprocess.Popen([sys.executable, SCRIPT, 'tiny', '--models_dir', str(tmp_path)], env=environment,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     output, error = process.communicate(timeout=20)

@@ -150,7 +150,10 @@ def test_a_killed_holder_frees_the_folder(tmp_path):
     holder.send_signal(signal.SIGKILL)
     holder.communicate(timeout=20)
     assert os.listdir(str(tmp_path)) == ['.lock']
-    take(tmp_path)
+    tmp_path.joinpath('.lock').write_bytes(b'process 123456789 on a host with a long name')
+    with files.folder_lock(str(tmp_path), None):
+        me = 'process %d on %s' % (os.getpid(), platform.node())
+        assert tmp_path.joinpath('.lock').read_bytes() == me.encode('utf-8')
     assert os.listdir(str(tmp_path)) == []
 
 
@@ -194,15 +197,16 @@ def test_a_file_system_without_locks_does_not_keep_anybody_out(tmp_path, monkeyp
 def test_windows_can_import_it_and_locks_a_byte_that_nobody_reads():
     """It has no fcntl; this shows the calls that are made there, not that they do what they should."""
     program = '''
-import sys, types
+import os, sys, tempfile, types
 calls = []
-sys.modules.update(fcntl=None, msvcrt=types.SimpleNamespace(LK_NBLCK=3, locking=lambda *call: calls.append(call)))
+def locking(number, how, n_bytes):
+    calls.append((how, n_bytes, os.lseek(number, 0, os.SEEK_CUR) > 10 ** 5))
+sys.modules.update(fcntl=None, msvcrt=types.SimpleNamespace(LK_NBLCK=3, locking=locking))
 sys.path.insert(0, sys.argv[1])
-import files, os, tempfile
+import files
 with tempfile.TemporaryDirectory() as folder, files.folder_lock(folder, None):
-    (number, how, n_bytes), = calls
+    assert calls == [(3, 1, True)]
     with open(os.path.join(folder, '.lock')) as lock:
         assert lock.read().startswith('process ')
-assert (how, n_bytes) == (3, 1)
 '''
     subprocess.check_call([sys.executable, '-c', program, SOURCE], timeout=20)
