@@ -181,7 +181,7 @@ def count_bytes(encoder, documents):
 
 def text_of(encoder, ids):
     """Iterate over the text of token ids, in pieces that no word spans. Half a character at the end is left out."""
-    decoder = codecs.getincrementaldecoder('utf-8')('ignore')
+    decoder = codecs.getincrementaldecoder('utf-8')()
     parts = (decoder.decode(encoder.decode_bytes(ids[begin:begin + corpus.CHUNK].tolist()))
              for begin in range(0, len(ids), corpus.CHUNK))
     return (piece for piece in corpus.in_pieces(itertools.chain(parts, [None])) if piece)

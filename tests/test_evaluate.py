@@ -602,6 +602,8 @@ def test_what_is_said_of_a_text_is_counted_in_what_was_scored(loads, tmpdir, cap
         'bits per character': '%.6g' % (8 / 6)}
     evaluate.text(write(tmpdir, 'b.txt', 'abcd ' * 8), limit=3)
     said = capsys.readouterr().out
+    evaluate.text(write(tmpdir, 'c.txt', 'abcdefgé'), limit=1)  # of the é a half
+    assert re.search(r'(?m)^tokens +8\nwords +1\nbytes +7\n', capsys.readouterr().out)
     assert re.search(r'(?m)^words +5$', said) and re.search(r'(?m)^share of the text +60 %$', said)
 
 
@@ -700,6 +702,9 @@ def test_interrupted_or_limited_the_figures_are_of_what_is_done_and_say_how_much
         assert found[0].share == pytest.approx(n_bytes / len((TEXT * 30).encode()), rel=1e-6)
         evaluate.print_table(model, found, [])
         assert '(%.3g %% of it)' % (100 * found[0].share) in capsys.readouterr().out
+    model = case.model._replace(score=Countdown())
+    for figure in measure.measure(model, 'ptb', TEXT * 30, ALL._replace(limit=3)):
+        assert 'per token' not in figure.protocol or figure.value == pytest.approx(2)
 
 
 def iter_into(figures, found):
