@@ -9,7 +9,6 @@ import sys
 
 import checkpoint
 import encoder
-import interrupts
 
 PROMPT = 'Model prompt >>> '
 MOST_CHARACTERS = 2 ** 20  # of a prompt: more than any context holds
@@ -158,8 +157,7 @@ def edited_line(question):
         for setting in ('convert-meta off', 'input-meta on', 'output-meta on',  # UTF-8 whatever the locale
                         'enable-bracketed-paste off'):  # lines that are pasted are prompts, one a line, as in a file
             readline.parse_and_bind('set ' + setting)
-    with interrupts.interruptible():  # the terminal is in a mode of readline's own, and has to be put back
-        return input(question)
+    return input(question)
 
 
 if __name__ == '__main__':

@@ -8,6 +8,11 @@ import os
 import signal
 import sys
 
+try:
+    import termios
+except ImportError:  # Windows
+    termios = None
+
 INTERRUPTS = signal.SIGINT, signal.SIGTERM
 
 
@@ -23,18 +28,27 @@ def end_when_interrupted():
     while number <= 2:  # a standard stream that is closed: its number is not for the pipe, or what is printed would end all
         number = os.open(os.devnull, os.O_RDWR)
     os.close(number)
+    mode = termios.tcgetattr(0) if termios and os.isatty(0) else None
+
+    def end(*_):
+        try:
+            if mode and os.tcgetpgrp(0) == os.getpgrp():  # only who stands in the foreground may
+                termios.tcsetattr(0, termios.TCSANOW, mode)  # readline gives the terminal a mode of its own
+        finally:
+            os._exit(0)
+
     reading, writing = os.pipe()
     if hasattr(os, 'set_blocking'):  # not on Windows, where Python does not ask for it
         os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing)
     for number in INTERRUPTS:
         if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, lambda *_: os._exit(0))
+            signal.signal(number, end)
 
     def wait():
         while os.read(reading, 1)[0] not in INTERRUPTS:
             pass
-        os._exit(0)
+        end()
 
     _thread.start_new_thread(wait, ())
 
