@@ -259,6 +259,7 @@ def origin(options):
     """What the flags start from: its HParams, and the folder of its vocabulary, or None if that is to be learnt."""
     if options.model_name is not None:
         source = checkpoint.model_dir(options.model_name, options.models_dir)
+        encoder.get_encoder(*name_and_dir(source))  # raises for what is damaged there, before it is copied
         return checkpoint.load_hparams(*name_and_dir(source)), source
     if options.vocab_size is not None:
         return read_hparams(options.hparams, n_vocab=options.vocab_size), None

@@ -1065,6 +1065,16 @@ def test_data_that_are_refused_leave_no_folder(models_dir, tmp_path):
     assert not os.path.exists(os.path.join(models_dir, 'refused'))
 
 
+def test_a_damaged_vocabulary_is_told_as_that_of_the_model_to_start_from(models_dir):
+    source = os.path.join(models_dir, 'broken')
+    shutil.copytree(os.path.join(models_dir, 'tiny'), source)
+    with open(os.path.join(source, 'vocab.bpe'), 'a', encoding='utf-8') as file:
+        file.write('a b\n')
+    with pytest.raises(ValueError, match='vocab.bpe in %s is damaged' % source):
+        train.train(**flags_of(models_dir, 'refused', model_name='broken'))
+    assert not os.path.exists(os.path.join(models_dir, 'refused'))
+
+
 def test_a_folder_that_was_there_is_never_removed(models_dir, tmp_path):
     folder = os.path.join(models_dir, 'empty')
     os.makedirs(folder)
