@@ -112,18 +112,19 @@ def session(sampling=False):
     """A session for a `with`: it takes GPU memory as it needs it, and runs on the CPU what no GPU can.
 
     sampling: whether it is for one token after the other. TensorFlow then does not look for a better graph first, which takes
-        half a second and makes sampling no faster, and the shares of the work run at the same time, each on its part of the
+        half a second and makes sampling no faster, and the parts of the work run at the same time, each on its part of the
         cores.
     """
     from tf1 import tf
-    import products
+    import kernels
+    import process
     config = tf.ConfigProto(allow_soft_placement=True)
     config.gpu_options.allow_growth = True
     if sampling:
         config.graph_options.rewrite_options.disable_meta_optimizer = True
-        n = products.n_shares()
+        n = kernels.n_parts()
         if n > 1:
-            config.inter_op_parallelism_threads, config.intra_op_parallelism_threads = n, products.n_cores() // n
+            config.inter_op_parallelism_threads, config.intra_op_parallelism_threads = n, process.n_cores() // n
     sess = tf.Session(config=config)
     with sess.as_default():
         yield sess

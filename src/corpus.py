@@ -20,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from files import folder_lock, replacing
+import process
 
 SEPARATOR = b'<|endoftext|>'  # alone on its line; it never reaches the encoder, which knows text only
 CHUNK = 1 << 18  # characters handed to a process at once: a fraction of a second of work
@@ -235,14 +236,10 @@ def _encode(encoder, pieces, processes, total_bytes):
         raise ValueError('a vocabulary of %d tokens is over %d, the most a corpus of 16-bit ids can hold'
                          % (len(encoder.encoder), MAX_VOCAB))
     with tqdm(desc='encoding', total=total_bytes, unit='B', unit_scale=True, disable=None) as bar:
-        for ids, size_bytes in _map_chunks(encoder, _chunks(pieces), processes or _cores()):
+        for ids, size_bytes in _map_chunks(encoder, _chunks(pieces), processes or process.n_cores()):
             bar.update(size_bytes)
             yield ids
         bar.total = bar.n  # separators and JSON's quotes are in the files, not in the documents
-
-
-def _cores():
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
 def _chunks(pieces):

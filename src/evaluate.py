@@ -24,7 +24,7 @@ import checkpoint
 import corpus
 import encoder
 import files
-import interrupts
+import process
 from measure import Model, Options, Sum, measure, score_documents, text_of, window_sizes
 
 LOGIT_ROWS = 512  # positions whose logits are in memory at once: 100 MB over the release's vocabulary
@@ -88,7 +88,7 @@ def by_position(sess, hparams, figures):
         arrays = tf.while_loop(lambda begin, *_: begin < n_token - 1, piece, [first - 1] + arrays,
                                parallel_iterations=1, back_prop=False)[1:]
         outputs = [tf.transpose(array.concat()) for array in arrays]
-    return lambda ids, first_scored=1: interrupts.wait_for(sess.run, outputs, {tokens_BT: ids, first: first_scored})
+    return lambda ids, first_scored=1: process.wait_for(sess.run, outputs, {tokens_BT: ids, first: first_scored})
 
 
 # The command line

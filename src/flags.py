@@ -2,7 +2,7 @@
 
 A script imports this module before any other, so that Ctrl-C and a missing package are answered while the others load.
 """
-import interrupts  # before the others: from here on Ctrl-C has an answer
+import process  # before the others: from here on Ctrl-C has an answer
 
 import contextlib
 import functools
@@ -59,7 +59,7 @@ def prepare_process():
     show_error = sys.excepthook
     sys.excepthook = lambda kind, error, trace: (
         print_error(error) if issubclass(kind, ImportError) else show_error(kind, error, trace))
-    interrupts.end_when_interrupted()
+    process.end_when_interrupted()
 
 
 def choose(functions, arguments):
@@ -163,5 +163,5 @@ def speak_utf8():
             setattr(sys, name, io.TextIOWrapper(stream.detach(), 'utf-8', 'replace', line_buffering=line_buffering))
 
 
-if interrupts.is_script():
+if process.is_script():
     prepare_process()

@@ -11,7 +11,7 @@ from tqdm import tqdm
 import benchmarks
 import corpus
 from detokenize import CBT, detokenize
-import interrupts
+import process
 
 # Rows of tokens, and what they cost
 
@@ -59,7 +59,7 @@ def compute(function, work, *, label, running):
     results, so_far = [], None
     with tqdm(work, desc=label, unit='batch', disable=None, leave=False) as bar:
         try:
-            with interrupts.interruptible():
+            with process.interruptible():
                 for item in bar:
                     results.append(function(item))
                     so_far = running(results[-1]).plus(so_far)

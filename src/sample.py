@@ -7,11 +7,12 @@ import sys
 
 import numpy as np
 
+import cache
+import kernels
 import model
 from tf1 import tf
 
 REMOVED = -1e10  # the logit of a token that a filter took out
-MANY = 16  # tokens for each text, from which on the vocabulary is worth a copy in another order
 NO_TOKEN = -1  # what stands after the end of a row when there is no end token
 
 
@@ -76,30 +77,13 @@ def pick(logits_BV, draw_B):
     return tf.reduce_sum(tf.cast(cumulated_BV <= target_B1, tf.int32), axis=-1)
 
 
-def likeliest(logits_BV, k):
-    """The k greatest logits of each row, float32 [B, k], and their ids, int32 [B, k], greatest first.
-
-    Found in the k groups with the greatest maxima: no other group can have a greater one.
-    """
-    n_vocab = logits_BV.shape.as_list()[-1]
-    n_each = next(n for n in range(int(math.sqrt(n_vocab / k)), 0, -1) if n_vocab % n == 0)  # near the root, least is sorted
-    if n_each == 1:
-        return tf.nn.top_k(logits_BV, k=k)
-    n_groups = n_vocab // n_each
-    maxima_BN = tf.reduce_max(tf.reshape(logits_BV, [-1, n_each, n_groups]), axis=1)
-    groups_BK = tf.nn.top_k(maxima_BN, k=k).indices
-    ids_BN = tf.reshape(groups_BK[:, :, None] + tf.range(0, n_vocab, n_groups), [-1, k * n_each])
-    found = tf.nn.top_k(tf.batch_gather(logits_BV, ids_BN), k=k)
-    return found.values, tf.batch_gather(ids_BN, found.indices)
-
-
 def shortlist(logits_BV, k, scale):
     """All that top_k_logits would keep, and a little more: scaled logits, float32 [B, N], and ids, int32 [B, N], ascending.
 
     scale: function of logits that keeps their order. What differs before it may tie after it.
     """
     n_vocab = logits_BV.shape.as_list()[-1]
-    likeliest_BN, ids_BN = likeliest(logits_BV, k + 1)
+    likeliest_BN, ids_BN = kernels.likeliest(logits_BV, k + 1)
     scaled_BN = scale(likeliest_BN)
     tied = tf.reduce_any(tf.equal(scaled_BN[:, k - 1], scaled_BN[:, k]))
 
@@ -147,10 +131,10 @@ State = namedtuple('State', 'row_A fed_AT cache ended_A tokens_BS')
 def settled(hparams, state, all_stay):
     """The State with its cache settled. Rows that have ended leave it, unless all_stay: then nothing has to be gathered."""
     if all_stay:
-        return state._replace(cache=model.settle(hparams, state.cache))
+        return state._replace(cache=state.cache.settle(hparams.n_head))
     place_A = tf.cast(tf.where(tf.logical_not(state.ended_A))[:, 0], tf.int32)
     row_A, fed_AT, ended_A = [tf.gather(x, place_A) for x in (state.row_A, state.fed_AT, state.ended_A)]
-    return State(row_A, fed_AT, model.settle(hparams, state.cache, place_A), ended_A, state.tokens_BS)
+    return State(row_A, fed_AT, state.cache.settle(hparams.n_head, place_A), ended_A, state.tokens_BS)
 
 
 def sample_sequence(*, hparams, length, start_token=None, batch_size=None, context=None, temperature=1, top_k=0, top_p=1,
@@ -181,6 +165,7 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
     length_B = tf.fill([batch], n_context) if context_lengths is None else check_lengths(context_lengths, n_context)
     draws = tf.random_uniform([batch, length], dtype=tf.float64) if draws is None else as_float64(draws)
     filler = NO_TOKEN if end_token is None else end_token
+    multiply = kernels.vocabulary_product(known_batch, length)
     all_stay = known_batch == 1 or end_token is None and context_lengths is None  # they end together
 
     def unfinished(*state):
@@ -189,7 +174,7 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
 
     def step(*state):
         state = State(*state)
-        logits_AV, cache = model.decode(hparams, state.fed_AT, state.cache, n_texts=known_batch if length >= MANY else None)
+        logits_AV, read = model.decode(hparams, state.fed_AT, state.cache, multiply)
         n_seen = tf.shape(state.tokens_BS)[1]
         n_drawn_A = n_seen - tf.gather(length_B, state.row_A)  # below 0 inside a prompt, where the next token is given
         draw_A = tf.gather_nd(draws, tf.stack([state.row_A, tf.clip_by_value(n_drawn_A, 0, length - 1)], axis=-1))
@@ -203,17 +188,17 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
         with tf.control_dependencies([] if watch is None else [tf.py_func(watch, [token_B], [])]):
             tokens_BS = tf.concat([state.tokens_BS, token_B[:, None]], axis=1)
         fed_AT = tf.maximum(token_A, 0)[:, None]  # NO_TOKEN has no embedding, and nobody reads what follows it
-        state = State(state.row_A, fed_AT, cache, ended_A, tokens_BS)
-        return tf.cond(model.is_due(cache), lambda: settled(hparams, state, all_stay), lambda: state)
+        state = State(state.row_A, fed_AT, read, ended_A, tokens_BS)
+        return tf.cond(read.is_due(), lambda: settled(hparams, state, all_stay), lambda: state)
 
     prompt_BT = context_BC if context_lengths is None else context_BC[:, :tf.reduce_min(length_B)]
-    start = State(row_A=tf.range(batch), fed_AT=prompt_BT, cache=model.empty_cache(hparams, batch),
+    start = State(row_A=tf.range(batch), fed_AT=prompt_BT, cache=cache.empty(hparams, batch),
                   ended_A=tf.fill([batch], False), tokens_BS=prompt_BT)
     n_working = known_batch if all_stay else None
     shapes = State(
         row_A=tf.TensorShape([n_working]),
         fed_AT=tf.TensorShape([n_working, 1 if n_context == 1 else None]),
-        cache=model.cache_shapes(hparams, n_working),
+        cache=cache.shapes(hparams, n_working),
         ended_A=tf.TensorShape([n_working]),
         tokens_BS=tf.TensorShape([known_batch, None]))
     end = tf.while_loop(unfinished, step, start, shape_invariants=shapes, back_prop=False)

@@ -26,7 +26,7 @@ import checkpoint
 import corpus
 import encoder
 import files
-import interrupts
+import process
 
 STARTS = 'model_name', 'hparams', 'vocab', 'vocab_size'  # what a run starts from is what it has: these flags cannot change
 BETAS = 0.9, 0.95  # of Adam, as Brown et al. 2020 (arXiv:2005.14165), appendix B
@@ -86,7 +86,7 @@ def fit(folder, options, text_encoder, hparams, tokens, valid_tokens):
     with tf.Graph().as_default(), checkpoint.session() as sess:
         run = Run(sess, folder, options, hparams, text_encoder)
         try:
-            with interrupts.interruptible(run.interrupt):
+            with process.interruptible(run.interrupt):
                 run.learn(tokens, valid_tokens)
         except KeyboardInterrupt:
             tell('%s is stopped at once; %s' % (folder, run.what_counts()))
@@ -371,27 +371,26 @@ def loss_and_gradients(hparams, tokens_BT, variables, drop, recompute):
     """
     import model
     from tf1 import tf
-    context = model.context_of(hparams, tokens_BT)
+    calls = []  # of each block: it, its input and its output
 
-    def block(layer, x_RD):
-        return model.block(hparams, x_RD, 'h%d' % layer, context, drop=drop)[0]
+    def run(block, x_RD):
+        y_RD, present = block(x_RD)
+        calls.append((block, x_RD, y_RD))
+        return y_RD, present
 
     with tf.variable_scope('model', reuse=True):
-        hidden = [drop(model.embed(hparams, tokens_BT, context), 'embed')]  # [R, D] before and after each block
-        for layer in range(hparams.n_layer):
-            hidden.append(block(layer, hidden[-1]))
-        logits_RV = model.unembed(hparams, model.layer_norm(hidden[-1], 'ln_f'))
+        logits_RV = model.unembed(hparams, model.transform(hparams, tokens_BT, drop=drop, run=run)[0])
         logits_BTV = tf.reshape(logits_RV, model.sizes(tokens_BT) + [hparams.n_vocab])
         loss = tf.reduce_mean(model.token_losses(logits_BTV, tokens_BT))
         if recompute:
-            return loss, recomputed_gradients(loss, hidden, block, variables)
+            return loss, recomputed_gradients(loss, calls, variables)
     return loss, [tf.convert_to_tensor(gradient) for gradient in tf.gradients(loss, variables)]
 
 
-def recomputed_gradients(loss, hidden, block, variables):
+def recomputed_gradients(loss, calls, variables):
     """As tf.gradients(loss, variables), but of what is inside a block nothing is kept for it: the block is computed again.
 
-    hidden: the inputs of the blocks, and what the loss is computed from.  block: (layer, its input) -> its output.
+    calls: of each block a triple: a function to (output, anything), the input and the output that it had.
     Source: Chen et al. 2016 (arXiv:1604.06174).
     """
     from tf1 import tf
@@ -405,12 +404,12 @@ def recomputed_gradients(loss, hidden, block, variables):
                 part.append(tf.convert_to_tensor(gradient))
         return found[len(variables):]
 
-    x_gradient = descend(loss, None, hidden[-1:])
-    for layer in reversed(range(len(hidden) - 1)):
+    x_gradient = descend(loss, None, [calls[-1][2]])
+    for block, x_RD, _ in reversed(calls):
         with tf.control_dependencies(x_gradient):  # or the block would be computed early, and kept after all
-            x_RD = tf.identity(hidden[layer])
-            x_gradient = descend(block(layer, x_RD), x_gradient, [x_RD])
-    descend(hidden[0], x_gradient, [])
+            x_RD = tf.identity(x_RD)
+            x_gradient = descend(block(x_RD)[0], x_gradient, [x_RD])
+    descend(calls[0][1], x_gradient, [])
     return [tf.add_n(part) for part in parts]
 
 
@@ -574,7 +573,7 @@ class Run(object):
     def compute(self, tensors, feeds):
         """What the session gives for tensors. Raises ValueError if memory is short."""
         with checkpoint.out_of_memory('give a lower --batch_size (with a higher --accumulate) or --recompute'):
-            return interrupts.wait_for(self.sess.run, tensors, feeds)
+            return process.wait_for(self.sess.run, tensors, feeds)
 
     def far_off(self, loss):
         """Whether a loss is more than 3 nats above that of a guess, where each token is as likely, and above that at the start.

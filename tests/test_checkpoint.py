@@ -11,8 +11,9 @@ import pytest
 
 import checkpoint
 import encoder
+import kernels
 import model
-import products
+import process
 import reference
 import tiny
 from tf1 import tf
@@ -475,8 +476,8 @@ def test_weights_that_do_not_fit_into_memory_are_not_called_corrupt(network, tin
 
 # session
 
-@pytest.mark.parametrize('n_cores, n_shares, expected', [(2, 2, (2, 1)), (9, 4, (4, 2)), (1, 1, (0, 0)), (8, 1, (0, 0))])
-def test_the_shares_of_the_work_get_equal_parts_of_the_cores(monkeypatch, n_cores, n_shares, expected):
+@pytest.mark.parametrize('n_cores, n_parts, expected', [(2, 2, (2, 1)), (9, 4, (4, 2)), (1, 1, (0, 0)), (8, 1, (0, 0))])
+def test_the_parts_of_the_work_get_equal_parts_of_the_cores(monkeypatch, n_cores, n_parts, expected):
     """In a session for sampling. Where the work is not cut, and in every other session, TensorFlow decides (0).
 
     Every session runs on the CPU what a GPU cannot, and takes a GPU's memory as it needs it.
@@ -484,8 +485,8 @@ def test_the_shares_of_the_work_get_equal_parts_of_the_cores(monkeypatch, n_core
     Session = tf.Session
     configs = []
     monkeypatch.setattr(tf, 'Session', lambda config: configs.append(config) or Session(config=config))
-    monkeypatch.setattr(products, 'n_cores', lambda: n_cores)
-    monkeypatch.setattr(products, 'n_shares', lambda: n_shares)
+    monkeypatch.setattr(process, 'n_cores', lambda: n_cores)
+    monkeypatch.setattr(kernels, 'n_parts', lambda: n_parts)
     for sampling, threads in ((True, expected), (False, (0, 0))):
         with checkpoint.session(sampling=sampling):
             assert (configs[-1].inter_op_parallelism_threads, configs[-1].intra_op_parallelism_threads) == threads

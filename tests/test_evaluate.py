@@ -644,7 +644,7 @@ def test_what_computes_hears_ctrl_c(sess, monkeypatch):
     """TensorFlow would hold it until the step has ended: it has to run in a thread."""
     import tiny
     calls = []
-    monkeypatch.setattr(evaluate.interrupts, 'wait_for', lambda function, *arguments: calls.append(function) or function(*arguments))
+    monkeypatch.setattr(evaluate.process, 'wait_for', lambda function, *arguments: calls.append(function) or function(*arguments))
     hparams = tiny.hparams()
     score = evaluate.scorer(sess, hparams)
     tiny.assign(sess, tiny.random_weights(hparams))

@@ -18,10 +18,10 @@ SOURCES = sorted(glob.glob(os.path.join(SRC, '*.py')) + glob.glob(os.path.join(R
                  + [os.path.join(ROOT, 'tests', 'tiny.py')])
 SCRIPTS = ['evaluate', 'generate_dataset', 'generate_unconditional_samples', 'interactive_conditional_samples', 'train']
 MODULES = {
-    'corpus': ['files'], 'detokenize': [], 'encoder': ['files'], 'files': [], 'flags': ['interrupts'], 'interrupts': [],
-    'products': ['tf1'], 'tensor_bundle': [], 'tf1': [], 'benchmarks': ['corpus', 'detokenize'],
-    'measure': ['benchmarks', 'corpus', 'detokenize', 'interrupts'], 'model': ['products', 'tf1'], 'sample': ['model', 'tf1'],
-    'checkpoint': ['encoder', 'files', 'model', 'products', 'tf1']}
+    'benchmarks': ['corpus', 'detokenize'], 'cache': ['tf1'], 'checkpoint': ['encoder', 'files', 'kernels', 'model', 'process', 'tf1'],
+    'corpus': ['files', 'process'], 'detokenize': [], 'encoder': ['files'], 'files': [], 'flags': ['process'],
+    'kernels': ['process', 'tf1'], 'measure': ['benchmarks', 'corpus', 'detokenize', 'process'], 'model': ['kernels', 'tf1'],
+    'process': [], 'sample': ['cache', 'kernels', 'model', 'tf1'], 'tensor_bundle': [], 'tf1': []}
 every_source = pytest.mark.parametrize('path', SOURCES, ids=lambda path: os.path.relpath(path, ROOT))
 
 
@@ -149,9 +149,8 @@ def test_imports_follow_the_design(path):
 
 @every_source
 def test_only_checkpoint_and_scripts_touch_a_session(path):
-    if os.path.basename(path) in ('benchmarks.py', 'corpus.py', 'detokenize.py', 'encoder.py', 'files.py', 'flags.py',
-                                  'interrupts.py', 'measure.py',
-                                  'model.py', 'products.py', 'sample.py', 'tensor_bundle.py'):
+    if os.path.basename(path) in ('benchmarks.py', 'cache.py', 'corpus.py', 'detokenize.py', 'encoder.py', 'files.py', 'flags.py',
+                                  'kernels.py', 'measure.py', 'model.py', 'process.py', 'sample.py', 'tensor_bundle.py'):
         assert not [node for node in ast.walk(parse(read(path))) if getattr(node, 'attr', None) in ('Session', 'Saver')]
 
 

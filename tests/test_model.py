@@ -6,6 +6,8 @@ import re
 import numpy as np
 import pytest
 
+import cache
+import kernels
 import model
 import reference
 import tiny
@@ -97,12 +99,12 @@ def test_decoding_in_parts_equals_the_whole(sess, batch, parts):
     tokens = random_tokens(hparams, [2, 20])
     whole_logits, _, _ = run_model(sess, hparams, tokens, weights)
     tokens_BT = tf.placeholder(tf.int32, [batch, None])
-    cache = model.empty_cache(hparams, batch or tf.shape(tokens_BT)[0])
+    read = cache.empty(hparams, batch or tf.shape(tokens_BT)[0])
     logits, end = [], 0
     for n_tokens in parts:
-        logits_BV, cache = model.decode(hparams, tokens_BT[:, end:end + n_tokens], cache)
+        logits_BV, read = model.decode(hparams, tokens_BT[:, end:end + n_tokens], read, kernels.vocabulary_product())
         if len(logits) % 3 == 1:
-            cache = model.settle(hparams, cache)
+            read = read.settle(hparams.n_head)
         logits.append(logits_BV)
         end += n_tokens
     for end, found in zip(np.cumsum(parts), sess.run(logits, {tokens_BT: tokens})):
@@ -111,12 +113,12 @@ def test_decoding_in_parts_equals_the_whole(sess, batch, parts):
 
 @pytest.mark.parametrize('build, cut', [
     (lambda hparams, tokens_BT: model.model(hparams, tokens_BT), False),
-    (lambda hparams, tokens_BT: model.decode(hparams, tokens_BT, model.empty_cache(hparams, 2)), True)], ids=['whole', 'decode'])
-def test_the_work_is_cut_into_shares_for_decoding_alone(monkeypatch, build, cut):
+    (lambda hparams, tokens_BT: model.decode(hparams, tokens_BT, cache.empty(hparams, 2), kernels.vocabulary_product()), True)], ids=['whole', 'decode'])
+def test_the_work_is_cut_into_parts_for_decoding_alone(monkeypatch, build, cut):
     """Training and scoring have work enough for all cores in each operation: cut, it takes longer."""
     n_operations = []
-    for n_shares in (1, 4):
-        monkeypatch.setattr(model, 'n_shares', lambda: n_shares)
+    for n_parts in (1, 4):
+        monkeypatch.setattr(kernels, 'n_parts', lambda: n_parts)
         with tf.Graph().as_default() as graph:
             build(tiny.hparams(), tf.placeholder(tf.int32, [2, None]))
             n_operations.append(len(graph.get_operations()))
@@ -130,9 +132,10 @@ def test_rows_that_leave_the_cache_leave_the_others_as_they_were(sess):
     tokens = random_tokens(hparams, [4, 12])
     whole_logits, _, _ = run_model(sess, hparams, tokens, weights)
     tokens_BT, rows = tf.placeholder(tf.int32, [None, None]), tf.placeholder(tf.int32, [None])
-    _, cache = model.decode(hparams, tokens_BT[:, :5], model.empty_cache(hparams, 4))
-    _, cache = model.decode(hparams, tokens_BT[:, 5:6], model.settle(hparams, cache))
-    logits_BV, _ = model.decode(hparams, tf.gather(tokens_BT, rows)[:, 6:], model.settle(hparams, cache, rows))
+    multiply = kernels.vocabulary_product()
+    _, read = model.decode(hparams, tokens_BT[:, :5], cache.empty(hparams, 4), multiply)
+    _, read = model.decode(hparams, tokens_BT[:, 5:6], read.settle(hparams.n_head), multiply)
+    logits_BV, _ = model.decode(hparams, tf.gather(tokens_BT, rows)[:, 6:], read.settle(hparams.n_head, rows), multiply)
     for kept in ([2], [0, 2], [3, 2, 1], [0, 1, 2, 3]):
         found = sess.run(logits_BV, {tokens_BT: tokens, rows: kept})
         assert_close(found, whole_logits[kept, -1])
@@ -143,7 +146,7 @@ def test_a_cache_is_due_when_settling_it_costs_least(sess, n_old):
     """Of all periods r, copying r recent tokens at each of r steps and all at the last, none copies fewer for each token."""
     n_recent = tf.placeholder(tf.int32, [])
     shape = [4, 2]
-    due = model.is_due(model.Cache(tf.zeros(shape + [n_old, 4]), tf.zeros(tf.stack(shape + [n_recent, 4]))))
+    due = cache.Cache(tf.zeros(shape + [n_old, 4]), tf.zeros(tf.stack(shape + [n_recent, 4]))).is_due()
     first = [sess.run(due, {n_recent: r}) for r in range(1, n_old + 2)].index(True) + 1
     cost = {r: (r * (r + 1) / 2 + n_old + r) / r for r in range(1, n_old + 2)}
     assert cost[first] <= 1.02 * min(cost.values())
@@ -255,13 +258,17 @@ def test_what_is_dropped_depends_on_seed_step_layer_and_site(sess):
         assert 0.3 < np.mean(other != first) < 0.45  # 2 * 0.25 * 0.75 where nothing is common
 
 
+def heads_of(hparams):
+    """The heads for two texts of five tokens without a past."""
+    return kernels.Heads(2, 5, hparams.n_head, hparams.n_embd // hparams.n_head, [], model.causal_mask(tf.range(5)))
+
+
 def test_what_is_dropped_is_what_a_block_adds(sess):
     """Never the residual stream itself (GPT paper, section 4.1): with everything dropped, a block changes nothing."""
     hparams = tiny.hparams()
-    tokens_BT = tf.constant(random_tokens(hparams, [2, 5]), tf.int32)
     hidden_RD = tf.constant(np.random.RandomState(0).standard_normal([10, 8]), tf.float32)
     for site, changes in (('attn mlp', False), ('attn', True), ('mlp', True)):
-        output_RD, _ = model.block(hparams, hidden_RD, site.replace(' ', '_'), model.context_of(hparams, tokens_BT),
+        output_RD, _ = model.block(hparams, hidden_RD, site.replace(' ', '_'), heads_of(hparams),
                                    drop=lambda x, name: x * 0 if name in site.split() else x)
         sess.run(tf.global_variables_initializer())
         assert np.array_equal(*sess.run([output_RD, hidden_RD])) != changes
@@ -270,9 +277,8 @@ def test_what_is_dropped_is_what_a_block_adds(sess):
 def test_weights_of_attention_are_dropped_after_the_softmax(sess):
     """With all of them dropped, a query finds nothing, and what is left is the bias of the projection."""
     hparams = tiny.hparams()
-    tokens_BT = tf.constant(random_tokens(hparams, [2, 5]), tf.int32)
     x_RD = tf.constant(np.random.RandomState(0).standard_normal([10, 8]), tf.float32)
-    attended_RD, _ = model.attention(hparams, x_RD, 'attn', model.context_of(hparams, tokens_BT),
+    attended_RD, _ = model.attention(hparams, x_RD, 'attn', heads_of(hparams),
                                      drop=lambda x, site: {'weights': x * 0}[site])
     weights = {name[len('model/h0/'):]: array for name, array in tiny.random_weights(hparams).items()}
     tiny.assign(sess, weights)

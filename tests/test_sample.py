@@ -6,8 +6,9 @@ import random
 import numpy as np
 import pytest
 
+import kernels
 import model
-import products
+import process
 import reference
 import sample
 import tiny
@@ -343,10 +344,10 @@ def test_rows_that_have_ended_leave_the_batch(sess, monkeypatch):
     rows_read = []
     decode = model.decode
 
-    def counting_decode(hparams, X, cache, **options):
+    def counting_decode(hparams, X, cache, multiply):
         counted = tf.py_func(lambda tokens_BT: rows_read.append(len(tokens_BT)), [X], [])
         with tf.control_dependencies([counted]):
-            return decode(hparams, tf.identity(X), cache, **options)
+            return decode(hparams, tf.identity(X), cache, multiply)
 
     draws = np.random.RandomState(1).random_sample([40, 60])
     context_BT, draws_BT = tf.placeholder(tf.int32, [None, None]), tf.placeholder(tf.float64, [None, 60])
@@ -369,11 +370,11 @@ def test_rows_that_have_ended_leave_the_batch(sess, monkeypatch):
 
 @pytest.mark.parametrize('onednn', [True, False] if hasattr(tf, 'raw_ops') else [False])
 @pytest.mark.parametrize('n_prompt', [1, 3])
-@pytest.mark.parametrize('n_texts, n_head, n_shares', [(1, 2, 2), (3, 2, 4), (1, 1, 2), (1, 4, 3)])
-def test_tokens_are_the_same_in_shares(sess, monkeypatch, n_texts, n_head, n_shares, n_prompt, onednn):
+@pytest.mark.parametrize('n_texts, n_head, n_parts', [(1, 2, 2), (3, 2, 4), (1, 1, 2), (1, 4, 3)])
+def test_tokens_are_the_same_in_parts(sess, monkeypatch, n_texts, n_head, n_parts, n_prompt, onednn):
     """And with a copied vocabulary, where oneDNN multiplies; when but one row is left; when a share has no head at all."""
-    monkeypatch.setattr(products, 'on_onednn', lambda: onednn)
-    monkeypatch.setattr(products, 'n_cores', lambda: n_shares)
+    monkeypatch.setattr(kernels, 'on_onednn', lambda: onednn)
+    monkeypatch.setattr(process, 'n_cores', lambda: n_parts)
     hparams, weights = random_model(n_layer=2, n_ctx=32, n_embd=12, n_head=n_head)
     plain_sample = plain_sampler(sess, hparams, weights)
     draws = np.random.RandomState(2).random_sample([n_texts, 20])
@@ -390,7 +391,7 @@ def test_tokens_are_the_same_in_shares(sess, monkeypatch, n_texts, n_head, n_sha
 @pytest.mark.parametrize('n_texts', [1, 3, None])
 def test_a_loop_of_the_caller_may_sample(sess, monkeypatch, n_texts):
     """Each round goes on from the last token of the one before. With a copied vocabulary, too; with a number of texts unknown."""
-    monkeypatch.setattr(sample, 'MANY', 1)
+    monkeypatch.setattr(kernels, 'FEW_TOKENS', 1)
     hparams, weights = counting_model()
     start_B1 = tf.placeholder(tf.int32, [n_texts, 1])
 
@@ -411,7 +412,7 @@ def test_the_likeliest_are_those_of_a_full_sort(sess, n_vocab, k):
     """A vocabulary that falls into groups, and one of a prime size; among logits that tie; all in one group of neighbours."""
     rng = np.random.RandomState(n_vocab + k)
     logits = np.stack([rng.standard_normal(n_vocab), rng.randint(5, size=n_vocab), np.arange(n_vocab), -np.arange(n_vocab)])
-    found, ids = sess.run(sample.likeliest(tf.constant(logits, tf.float32), k))
+    found, ids = sess.run(kernels.likeliest(tf.constant(logits, tf.float32), k))
     np.testing.assert_array_equal(found, -np.sort(-logits.astype(np.float32), axis=-1)[:, :k])
     np.testing.assert_array_equal(np.take_along_axis(logits.astype(np.float32), ids, axis=-1), found)
     assert all(len(set(row)) == k for row in ids.tolist())
@@ -521,15 +522,14 @@ def test_prompts_of_different_lengths_go_on_alike_when_others_have_ended(sess):
     assert min(n_tokens) < 10 and max(n_tokens) > 20
 
 
-@pytest.mark.parametrize('length, n_texts, expected', [
-    (sample.MANY, 3, 3), (sample.MANY - 1, 3, None), (sample.MANY, None, None)])
-def test_the_vocabulary_is_copied_where_many_tokens_follow(sess, monkeypatch, length, n_texts, expected):
-    """For a number of texts that is known: a copy that many tokens share makes each faster, and for a few it costs more."""
+@pytest.mark.parametrize('length', [1, 30])
+@pytest.mark.parametrize('n_texts', [3, None])
+def test_the_product_with_the_vocabulary_suits_the_number_of_texts_and_tokens(sess, monkeypatch, length, n_texts):
     told = []
-    decode = model.decode
-    monkeypatch.setattr(model, 'decode', lambda *given, **options: told.append(options['n_texts']) or decode(*given, **options))
+    vocabulary_product = kernels.vocabulary_product
+    monkeypatch.setattr(kernels, 'vocabulary_product', lambda *given: told.append(given) or vocabulary_product(*given))
     sample.sample_sequence(hparams=tiny.hparams(), length=length, context=tf.placeholder(tf.int32, [n_texts, 1]))
-    assert set(told) == {expected}
+    assert told == [(n_texts, length)]
 
 
 def test_greedy_text_of_200_tokens_is_the_papers_at_every_step(sess):

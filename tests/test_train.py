@@ -22,7 +22,7 @@ import checkpoint
 import corpus
 import encoder
 import files
-import interrupts
+import process
 import model
 import reference
 import test_model
@@ -656,7 +656,7 @@ def test_training_that_made_the_model_worse_is_told_so(models_dir, monkeypatch, 
 
 # Ctrl-C
 
-@pytest.mark.parametrize('number', interrupts.INTERRUPTS)
+@pytest.mark.parametrize('number', process.INTERRUPTS)
 def test_ctrl_c_during_a_measurement_ends_it_and_saves_what_is_learnt(run, models_dir, monkeypatch, number):
     """Without the figure that is missing; a measurement may take minutes."""
     begun, mean_loss = [], run.mean_loss
@@ -672,7 +672,7 @@ def test_ctrl_c_during_a_measurement_ends_it_and_saves_what_is_learnt(run, model
     monkeypatch.setattr(run, 'mean_loss', interrupted)
     with_flags(monkeypatch, run, valid_every=1, steps=step + 5)
     valid = corpus.load_tokens(run.encoder, beside(models_dir, 'valid.txt'), os.path.join(run.folder, 'cache'))
-    with interrupts.interruptible(run.interrupt):
+    with process.interruptible(run.interrupt):
         run.learn(random_tokens(run.hparams, [1000]), valid)
     assert len(begun) == 3 < len(valid) // 32  # the last is of the batch that was learnt, before it is saved
     assert run.saved == train.last_save(run.folder) == step + 1
@@ -1066,12 +1066,12 @@ def test_data_that_are_refused_leave_no_folder(models_dir, tmp_path):
 
 
 def test_a_damaged_vocabulary_is_told_as_that_of_the_model_to_start_from(models_dir):
-    source = os.path.join(models_dir, 'broken')
+    source = os.path.join(models_dir, 'damaged')
     shutil.copytree(os.path.join(models_dir, 'tiny'), source)
     with open(os.path.join(source, 'vocab.bpe'), 'a', encoding='utf-8') as file:
         file.write('a b\n')
     with pytest.raises(ValueError, match='vocab.bpe in %s is damaged' % source):
-        train.train(**flags_of(models_dir, 'refused', model_name='broken'))
+        train.train(**flags_of(models_dir, 'refused', model_name='damaged'))
     assert not os.path.exists(os.path.join(models_dir, 'refused'))
 
 

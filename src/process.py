@@ -1,6 +1,6 @@
-"""Ctrl-C, and SIGTERM, which Docker, Slurm and kill send: they end a process at once, or let it finish what it must.
+"""The process itself: how many cores it has, and what Ctrl-C does, and SIGTERM, which Docker, Slurm and kill send.
 
-In a script they are answered from the moment this module is imported, so a script imports it, by way of flags, first.
+In a script both signals are answered from the moment this module is imported, so a script imports it, by way of flags, first.
 """
 import _thread
 import functools
@@ -103,6 +103,11 @@ def wait_for(function, *positional, **named):
     if 'error' in outcome:
         raise outcome['error']
     return outcome['value']
+
+
+def n_cores():
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
 def is_script():

@@ -1,4 +1,4 @@
-"""interrupts.py: Ctrl-C at any moment ends a script at once and silently, or lets it finish what it must."""
+"""process.py: Ctrl-C at any moment ends a script at once and silently, or lets it finish what it must."""
 import os
 import random
 import re
@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-import interrupts
+import process
 from test_flags import ROOT, SECONDS, Conversation, environment, finished, script  # noqa: F401
 
 AT_ONCE_SECONDS = 5  # where TensorFlow would compute for a minute, and pytest's neighbours keep the cores busy
@@ -67,7 +67,7 @@ def test_what_is_printed_to_a_closed_stream_interrupts_nothing(script, closing):
 
 HEARING = '''
 def main():
-    with interrupts.interruptible():
+    with process.interruptible():
         try:
             print("busy", flush=True)
             {work}
@@ -79,9 +79,9 @@ def main():
 
 @INTERRUPTS
 @pytest.mark.parametrize('work', ['time.sleep(60)',
-                                  'import hashlib; interrupts.wait_for(hashlib.pbkdf2_hmac, "sha256", b"", b"", 2 ** 31 - 1)'])
+                                  'import hashlib; process.wait_for(hashlib.pbkdf2_hmac, "sha256", b"", b"", 2 ** 31 - 1)'])
 def test_a_block_hears_the_first_interrupt_and_the_second_ends_the_script(script, work, number):  # noqa: F811
-    with Conversation(script('import interrupts\n' + HEARING.format(work=work))) as running:
+    with Conversation(script('import process\n' + HEARING.format(work=work))) as running:
         running.read_until(b'busy\n')
         time.sleep(0.1)
         running.process.send_signal(number)
@@ -92,7 +92,7 @@ def test_a_block_hears_the_first_interrupt_and_the_second_ends_the_script(script
 
 
 def test_after_a_block_an_interrupt_ends_the_script_again(script):  # noqa: F811
-    program = script('import interrupts\ndef main():\n    try:\n        with interrupts.interruptible():\n            pass\n'
+    program = script('import process\ndef main():\n    try:\n        with process.interruptible():\n            pass\n'
                      '        print("busy", flush=True)\n        time.sleep(60)\n'
                      '    except KeyboardInterrupt:\n        print("heard")')
     with Conversation(program) as running:
@@ -103,7 +103,7 @@ def test_after_a_block_an_interrupt_ends_the_script_again(script):  # noqa: F811
 
 def test_a_block_may_have_a_function_of_its_own_for_every_interrupt():
     heard = []
-    with interrupts.interruptible(lambda: heard.append(1)):
+    with process.interruptible(lambda: heard.append(1)):
         for _ in range(3):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.01)
@@ -112,15 +112,15 @@ def test_a_block_may_have_a_function_of_its_own_for_every_interrupt():
 
 def test_after_a_block_all_is_as_it_was():
     """pytest has its own handler for Ctrl-C, and so has a notebook."""
-    before = [signal.getsignal(number) for number in interrupts.INTERRUPTS]
-    with interrupts.interruptible():
-        assert [signal.getsignal(number) for number in interrupts.INTERRUPTS] != before
-    assert [signal.getsignal(number) for number in interrupts.INTERRUPTS] == before
+    before = [signal.getsignal(number) for number in process.INTERRUPTS]
+    with process.interruptible():
+        assert [signal.getsignal(number) for number in process.INTERRUPTS] != before
+    assert [signal.getsignal(number) for number in process.INTERRUPTS] == before
     with pytest.raises(KeyboardInterrupt):
-        with interrupts.interruptible():
+        with process.interruptible():
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(5)
-    assert [signal.getsignal(number) for number in interrupts.INTERRUPTS] == before
+    assert [signal.getsignal(number) for number in process.INTERRUPTS] == before
 
 
 # wait_for
@@ -128,7 +128,7 @@ def test_after_a_block_all_is_as_it_was():
 def test_ctrl_c_is_not_lost_between_calls(script):  # noqa: F811
     """In 80 processes that wait for one short call after the other, it comes at 80 different moments."""
     program = script('''
-import interrupts
+import process
 def main():
     lost = 0
     for microseconds in range(2000, 3600, 20):
@@ -140,7 +140,7 @@ def main():
             try:
                 signal.setitimer(signal.ITIMER_REAL, microseconds / 1e6)
                 while time.time() < end:
-                    interrupts.wait_for(int)
+                    process.wait_for(int)
             except KeyboardInterrupt:
                 os._exit(0)
             os._exit(1)
@@ -152,17 +152,17 @@ def main():
 
 def test_wait_for_is_the_call_itself():
     """Its value, or its exception with the traceback."""
-    assert interrupts.wait_for(divmod, 7, 2) == (3, 1)
-    assert interrupts.wait_for(sorted, [1, 2], reverse=True) == [2, 1]
+    assert process.wait_for(divmod, 7, 2) == (3, 1)
+    assert process.wait_for(sorted, [1, 2], reverse=True) == [2, 1]
     with pytest.raises(ZeroDivisionError):
-        interrupts.wait_for(divmod, 7, 0)
+        process.wait_for(divmod, 7, 0)
 
 
 # Any moment
 
 RANDOM_MOMENTS = '''
 import random, tempfile
-import interrupts
+import process
 random.seed({seed})
 
 
@@ -173,9 +173,9 @@ def work(count=1):
         print(json.dumps(list(range(100))), flush=True)
         hashlib.pbkdf2_hmac("sha256", b"", b"", 1000)
         threading.Lock().acquire(timeout=0.001)
-        with interrupts.interruptible() if random.random() < 0.5 else open(os.devnull):
+        with process.interruptible() if random.random() < 0.5 else open(os.devnull):
             try:
-                interrupts.wait_for(time.sleep, 0.001)
+                process.wait_for(time.sleep, 0.001)
             finally:
                 list(map(str, range(100)))
 
@@ -186,15 +186,15 @@ def main():
         errors = tempfile.TemporaryFile()
         child = os.fork()
         if not child:
-            interrupts.end_when_interrupted.cache_clear()  # a thread does not come along into a child
+            process.end_when_interrupted.cache_clear()  # a thread does not come along into a child
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             os.dup2(errors.fileno(), 2)
-            interrupts.end_when_interrupted()
+            process.end_when_interrupted()
             os.write(ready, b"x")
             flags.run(work)
         os.read(born, 1)
         time.sleep(random.uniform(0, 0.05))
-        os.kill(child, random.choice(interrupts.INTERRUPTS))
+        os.kill(child, random.choice(process.INTERRUPTS))
         deadline = time.time() + 5
         ended, status = 0, 0
         while not ended and time.time() < deadline:

@@ -1,0 +1,181 @@
+"""How TensorFlow multiplies fastest, on either floor, with and without a GPU: products, attention, the vocabulary.
+
+To sample a token is to read every weight and multiply it with a row or a few, and reading is what takes the time. Without a
+GPU the work on a token is therefore cut into parts, one for each core, as operations that run at the same time: TensorFlow
+2.x needs longer to divide each operation among the cores, and 1.x would leave a product of one row to one core. All forms
+give the same but for rounding. `make bench` measures them.
+
+R rows  N, M any width; other letters are those of model.py
+"""
+import math
+import os
+import platform
+
+import process
+from tf1 import tf
+
+MOST_PARTS = 4  # so many cores read as much as the memory gives, and more parts make a larger graph
+FEW_TOKENS = 16  # fewer are not worth a copy of the vocabulary in another order
+BLOCKS = 32  # of a vocabulary that is not copied: each is short enough for its output to stay in the cache
+ALIGNED = 16  # numbers, 64 bytes: a product of many rows with a weight whose rows begin there takes three quarters of the time
+
+
+def n_parts():
+    """Into how many parts the work on a token is cut: one for each core, and all of it in one for a GPU."""
+    return 1 if on_gpu() else min(process.n_cores(), MOST_PARTS)
+
+
+def parts(x, axis, n):
+    """x in n parts along an axis, of the same size but for the first, which has what is left over as well."""
+    if n == 1:
+        return [x]
+    size = x.shape.as_list()[axis]
+    if size is None:
+        size = tf.shape(x)[axis]
+    elif size % n == 0:
+        return tf.split(x, n, axis=axis)
+    return tf.split(x, [size - size // n * (n - 1)] + [size // n] * (n - 1), axis=axis, num=n)
+
+
+def product(x_RN, weight_1NM, n=1, activation=None):
+    """x times weight: float32 [R, M].
+
+    n: into how many parts the sum is cut.  activation: a function of each number of x that comes first.
+    """
+    activation = activation or (lambda x: x)
+    n_in = weight_1NM.shape.as_list()[1]
+    if n == 1 or n_in % n:
+        return tf.matmul(activation(x_RN), tf.squeeze(weight_1NM, axis=0))
+    with tf.control_dependencies(None):  # outside of the loop
+        weights = tf.unstack(tf.reshape(weight_1NM, [n, n_in // n, -1]))
+    return tf.add_n([tf.matmul(activation(part_RN), part_NM) for part_RN, part_NM in zip(parts(x_RN, -1, n), weights)])
+
+
+class Heads(object):
+    """The heads of attention, for new tokens and what was read before them. What all blocks need is computed once, here.
+
+    batch, n_new: how many texts and new tokens, numbers or tensors.  n_pasts: how many tokens each piece of the past has.
+    mask_TS: float32, added to the scores.
+    """
+
+    def __init__(self, batch, n_new, n_head, head_size, n_pasts, mask_TS):
+        self.batch, self.n_head, self.head_size, self.mask_TS = batch, n_head, head_size, mask_TS
+        self.n_parts = n_parts() if n_pasts else 1  # training and scoring have work enough for all cores in each operation
+        # Whether each text has one new token: a bool where the graph is built for it, or a tensor where only a run will tell.
+        self.one_query = n_new == 1 if isinstance(n_new, int) else bool(n_pasts) and tf.equal(n_new, 1)
+        self.lengths = tf.stack(list(n_pasts[:-1]) + [sum(n_pasts[-1:]) + n_new])  # of the pieces, the new tokens in the last
+        self.qkv_shape = tf.stack([batch, n_new, 3, n_head, head_size])
+        self.heads_shape = tf.stack([batch * n_head, n_new, head_size])
+        self.joined_shape = tf.stack([batch, n_head, n_new, head_size])
+
+    def split(self, qkv_RN):
+        """The queries, keys and values of the new tokens, each float32 [G, T, K]."""
+        qkv = tf.unstack(tf.reshape(qkv_RN, self.qkv_shape), axis=2)
+        return [tf.reshape(tf.transpose(x_BTHK, [0, 2, 1, 3]), self.heads_shape) for x_BTHK in qkv]
+
+    def attend(self, q_GTK, k_GTK, v_GTK, past, drop, last_alone):
+        """softmax(q k' / sqrt(K) + mask) v, and the heads of each token side by side: float32 [R, D].
+
+        past: the keys and values of the tokens before, in pieces, each a pair of float32 [G, S, K].
+        drop: what happens to the weights before they are used.  last_alone: whether only the last token of each text asks.
+        """
+        newest = k_GTK, v_GTK
+        if past:
+            newest = [tf.concat([before, new], axis=-2) for before, new in zip(past[-1], newest)]
+        k_pieces, v_pieces = zip(*list(past[:-1]) + [newest])
+        one_query = last_alone or self.one_query
+        known_alone = one_query is True
+        q_GTK = (q_GTK[:, -1:] if last_alone else q_GTK) / math.sqrt(self.head_size)
+        q_parts = parts(q_GTK, 0, self.n_parts)
+        k_parts, v_parts = [list(zip(*[parts(x_GSK, 0, self.n_parts) for x_GSK in pieces])) for pieces in (k_pieces, v_pieces)]
+
+        def heads_joined(one_query):
+            mixed = [self.mix(*part, one_query=one_query, drop=drop) for part in zip(q_parts, k_parts, v_parts)]
+            mixed_GTK = tf.concat(mixed, axis=0)
+            if not one_query:  # where each text has one token, its heads stand side by side as they are
+                mixed_GTK = tf.concat(tf.unstack(tf.reshape(mixed_GTK, self.joined_shape), axis=1), axis=-1)
+            return tf.reshape(mixed_GTK, [self.batch if known_alone else -1, self.n_head * self.head_size])
+
+        if isinstance(one_query, bool):
+            return heads_joined(one_query)
+        return tf.cond(one_query, lambda: heads_joined(True), lambda: heads_joined(False))
+
+    def mix(self, q_GTK, k_pieces, v_pieces, one_query, drop):
+        """The values that each query finds, float32 [G, T, K], weighted by how well it fits their keys.
+
+        k_pieces, v_pieces: each float32 [G, S, K].  one_query: whether there is one a text, of its last token, which sees all.
+        """
+        if not one_query:  # many queries have more scores than there are keys and values to copy
+            k_pieces, v_pieces = [tf.concat(k_pieces, axis=-2)], [tf.concat(v_pieces, axis=-2)]
+        score_GTS = tf.concat([batched_product(q_GTK, k_GSK, one_query, transpose_b=True) for k_GSK in k_pieces], axis=-1)
+        if one_query:
+            weight_GTS = tf.exp(tf.nn.log_softmax(score_GTS))  # oneDNN would compile a softmax for each length
+        else:
+            weight_GTS = tf.nn.softmax(score_GTS + self.mask_TS)
+        weight_GTS = drop(weight_GTS, 'weights')
+        weights = tf.split(weight_GTS, self.lengths, axis=-1, num=len(k_pieces)) if len(k_pieces) > 1 else [weight_GTS]
+        return tf.add_n([batched_product(weight, v_GSK, one_query) for weight, v_GSK in zip(weights, v_pieces)])
+
+
+def batched_product(a_BTN, b_BNM, one_row, transpose_b=False):
+    """What tf.matmul makes of many small matrices.
+
+    one_row: whether T is 1: oneDNN's preparations then take four times as long as the product.
+    """
+    if one_row and on_onednn():
+        return tf.raw_ops.BatchMatMulV3(x=a_BTN, y=b_BNM, Tout=tf.float32, adj_y=transpose_b)  # oneDNN has none of these
+    return tf.matmul(a_BTN, b_BNM, transpose_b=transpose_b)
+
+
+def vocabulary_product(n_texts=None, n_tokens=0):
+    """The function that multiplies hidden states with the embedding of the vocabulary: (float32 [B, D], [V, D]) -> [B, V].
+
+    n_texts: how many texts are sampled, None if the graph does not know.  n_tokens: how many tokens of each.
+    Where oneDNN multiplies, and it pays for so many tokens, the embedding is first transposed, once and outside of all loops.
+    """
+    copied = n_texts is not None and n_tokens >= FEW_TOKENS and on_onednn()
+
+    def transposed(hidden_BD, weight_VD):
+        n_vocab, width = weight_VD.shape.as_list()
+        with tf.control_dependencies(None):  # outside of the loop
+            if n_texts > 1:
+                nothing_ND = tf.zeros([-n_vocab % ALIGNED, width])
+                weight_VD = tf.concat([weight_VD, nothing_ND], axis=0)  # tf.pad takes four times as long
+            weight_1DV = tf.transpose(weight_VD)[None]
+        return product(hidden_BD, weight_1DV, n_parts())[:, :n_vocab]
+
+    def in_blocks(hidden_BD, weight_VD):
+        n_vocab = weight_VD.shape.as_list()[0]
+        ends = [n_vocab * i // BLOCKS for i in range(BLOCKS + 1)]
+        blocks = tf.split(weight_VD, [end - begin for begin, end in zip(ends, ends[1:]) if end > begin])
+        return tf.transpose(tf.concat([tf.matmul(block_ND, hidden_BD, transpose_b=True) for block_ND in blocks], axis=0))
+
+    return transposed if copied else in_blocks
+
+
+def likeliest(logits_BV, k):
+    """The k greatest logits of each row, float32 [B, k], and their ids, int32 [B, k], greatest first.
+
+    Found in the k groups with the greatest maxima: no other group can have a greater one.
+    """
+    n_vocab = logits_BV.shape.as_list()[-1]
+    n_each = next(n for n in range(int(math.sqrt(n_vocab / k)), 0, -1) if n_vocab % n == 0)  # near the root, least is sorted
+    if n_each == 1:
+        return tf.nn.top_k(logits_BV, k=k)
+    n_groups = n_vocab // n_each
+    maxima_BN = tf.reduce_max(tf.reshape(logits_BV, [-1, n_each, n_groups]), axis=1)
+    group_BN = tf.nn.top_k(maxima_BN, k=k).indices
+    ids_BN = tf.reshape(group_BN[:, :, None] + tf.range(0, n_vocab, n_groups), [-1, k * n_each])
+    found = tf.nn.top_k(tf.batch_gather(logits_BV, ids_BN), k=k)
+    return found.values, tf.batch_gather(ids_BN, found.indices)
+
+
+def on_onednn():
+    """Whether oneDNN multiplies: in TensorFlow 2.x on x86 without a GPU, unless it is switched off."""
+    return (not tf.__version__.startswith('1.') and platform.machine() in ('x86_64', 'AMD64')
+            and os.environ['TF_ENABLE_ONEDNN_OPTS'].lower() not in ('0', 'false') and not on_gpu())
+
+
+def on_gpu():
+    """Whether there is a GPU, or for TensorFlow 1.x, which would take all of its memory to find out, whether it could use one."""
+    return tf.test.is_built_with_cuda() if tf.__version__.startswith('1.') else bool(tf.config.list_physical_devices('GPU'))
