@@ -16,35 +16,31 @@ from tf1 import tf
 MOST = 32639  # what a row's largest magnitude becomes in 16 bits: both its bytes, less 128, are then -128 to 127
 OFFSET = 32896.5  # 128 in both bytes, and a half, so that cutting off the fraction rounds
 
-# Some columns of a weight, as variables.
-# values: int8 [N, M].  bias: float32 [M], -128 times their sums, since rows come as bytes of 0 to 255 and mean 128 less
+# Some columns of a weight, or some of its rows, as variables.
+# values: int8 [N, M].  bias: float32 [M], -128 times their sums, since words come as bytes of 0 to 255 and mean 128 less
 # scale: float32 [M], times a row's largest magnitude: what its product of whole numbers is to be multiplied by
 Part = namedtuple('Part', 'values scale bias')
 
 
 class Weight(object):
-    """A matrix in 8 bits. parts: the Parts of its columns, which are multiplied at the same time.
+    """A matrix in 8 bits.
 
+    parts: the Parts that it is cut into along its longer side, each worked on at the same time as the others.
+    axis: 0 if they are some of its rows each, 1 if columns.
     variable: the same matrix in float32, where an operation needs that, or None.
     """
 
-    def __init__(self, parts, variable=None):
-        self.parts, self.variable = parts, variable
+    def __init__(self, parts, axis, variable=None):
+        self.parts, self.axis, self.variable = parts, axis, variable
         self.sessions = weakref.WeakSet()  # that have it
 
-    def product(self, x_RN):
-        """x times the matrix: float32 [R, M]."""
-        copies = 2 if x_RN.shape.as_list()[0] == 1 else 1  # oneDNN multiplies four rows faster than two
-        magnitude_R1 = tf.maximum(tf.reduce_max(tf.abs(x_RN), axis=-1, keepdims=True), 1e-30)
-        word_RN = x_RN * (MOST / magnitude_R1) + OFFSET
-        high_RN, low_RN = tf.cast(word_RN / 256, tf.uint8), tf.cast(tf.cast(word_RN, tf.uint16), tf.uint8)
-        byte_RN = tf.concat([high_RN, low_RN] * copies, axis=0)
-        products = []
-        for part in self.parts:
-            sum_RM = whole_product(byte_RN, part.values, part.bias)
-            high_RM, low_RM = tf.unstack(tf.reshape(sum_RM, [2 * copies, -1, sum_RM.shape.as_list()[1]]))[:2]
-            products.append((256 * high_RM + low_RM) * (magnitude_R1 * part.scale))
-        return tf.concat(products, axis=-1)
+    def product(self, x_RN, activation=lambda x: x):
+        """activation(x) times the matrix: float32 [R, M]. activation: a function applied to each number of x."""
+        if self.axis == 0:
+            pieces = tf.split(x_RN, [part.values.shape.as_list()[0] for part in self.parts], axis=-1)
+            return tf.add_n([words_product(words(activation(piece_RN)), part) for piece_RN, part in zip(pieces, self.parts)])
+        x_words = words(activation(x_RN))
+        return tf.concat([words_product(x_words, part) for part in self.parts], axis=-1)
 
     def load(self, sess, weight_NM, name):
         """Round a float32 matrix and assign it, once in a session. Raises ValueError for a second time, and as rounded does."""
@@ -52,11 +48,34 @@ class Weight(object):
             raise ValueError('a session takes 8-bit weights once, as oneDNN packs them once; take another session')
         self.sessions.add(sess)
         values_NM, scale_M = rounded(weight_NM, name)
-        arrays = [values_NM, scale_M / np.float32(MOST), -128 * values_NM.sum(axis=0, dtype=np.float32)]
-        pieces = zip(*[np.array_split(array, len(self.parts), axis=-1) for array in arrays])
+        pieces = np.array_split(values_NM, len(self.parts), self.axis)
+        scales = np.array_split(scale_M, len(self.parts)) if self.axis == 1 else [scale_M] * len(self.parts)
+        arrays = [array for piece_NM, scale_M in zip(pieces, scales)
+                  for array in (piece_NM, scale_M / np.float32(MOST), -128 * piece_NM.sum(axis=0, dtype=np.float32))]
         variables = [variable for part in self.parts for variable in part]
         sess.run([variable.initializer for variable in variables],
-                 dict(zip([variable.initial_value for variable in variables], [array for piece in pieces for array in piece])))
+                 dict(zip([variable.initial_value for variable in variables], arrays)))
+
+
+# Rows in 16 bits.  bytes: uint8 [2R, N] or more, the words' high bytes, then the low ones.  times: how often they stand there
+# magnitude: float32 [R, 1], each row's largest
+Words = namedtuple('Words', 'bytes times magnitude')
+
+
+def words(x_RN):
+    """x as Words."""
+    magnitude_R1 = tf.maximum(tf.reduce_max(tf.abs(x_RN), axis=-1, keepdims=True), 1e-30)
+    word_RN = x_RN * (MOST / magnitude_R1) + OFFSET
+    high_RN, low_RN = tf.cast(word_RN / 256, tf.uint8), tf.cast(tf.cast(word_RN, tf.uint16), tf.uint8)
+    times = 2 if x_RN.shape.as_list()[0] == 1 else 1  # oneDNN multiplies four rows faster than two
+    return Words(tf.concat([high_RN, low_RN] * times, axis=0), times, magnitude_R1)
+
+
+def words_product(words, part):
+    """Words times a Part: float32 [R, M]."""
+    sum_RM = whole_product(words.bytes, part.values, part.bias)
+    high_RM, low_RM = tf.unstack(tf.reshape(sum_RM, [2 * words.times, -1, sum_RM.shape.as_list()[1]]))[:2]
+    return (256 * high_RM + low_RM) * (words.magnitude * part.scale)
 
 
 tf.register_tensor_conversion_function(Weight, lambda weight, **_: tf.convert_to_tensor(weight.variable))
@@ -104,13 +123,15 @@ def getter(n_parts):
         if not is_table and not name.endswith('/w'):
             return getter(name=name, shape=shape, **options)
         n_in, n_out = shape[::-1] if is_table else shape[1:]
+        axis = 0 if n_in > n_out else 1
         parts = []
-        for i, columns in enumerate(np.array_split(np.arange(n_out), n_parts)):
-            kinds = (tf.int8, [n_in, len(columns)]), (tf.float32, [len(columns)]), (tf.float32, [len(columns)])
+        for i, numbers in enumerate(np.array_split(np.arange(max(n_in, n_out)), n_parts)):
+            shape_NM = [len(numbers), n_out] if axis == 0 else [n_in, len(numbers)]
+            kinds = (tf.int8, shape_NM), (tf.float32, shape_NM[1:]), (tf.float32, shape_NM[1:])
             parts.append(Part(*[getter(**dict(options, name='%s/int8_%d/%s' % (name, i, field), shape=size, dtype=kind,
                                               initializer=tf.zeros_initializer(), trainable=False))
                                 for field, (kind, size) in zip(Part._fields, kinds)]))
-        weight = Weight(parts, getter(name=name, shape=shape, **options) if is_table else None)
+        weight = Weight(parts, axis, getter(name=name, shape=shape, **options) if is_table else None)
         return weights_of(tf.get_default_graph()).setdefault(name, (weight, shape))[0]
 
     return get

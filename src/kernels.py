@@ -38,14 +38,13 @@ def parts(x, axis, n):
     return tf.split(x, [size - size // n * (n - 1)] + [size // n] * (n - 1), axis=axis, num=n)
 
 
-def product(x_RN, weight_1NM, n=1, activation=None):
+def product(x_RN, weight_1NM, n=1, activation=lambda x: x):
     """activation(x) times weight: float32 [R, M].
 
     n: into how many parts the sum over N is cut.  activation: a function applied to each number of x.
     """
-    activation = activation or (lambda x: x)
     if isinstance(weight_1NM, int8.Weight):
-        return weight_1NM.product(activation(x_RN))
+        return weight_1NM.product(x_RN, activation)
     n_in = weight_1NM.shape.as_list()[1]
     if n == 1 or n_in % n:
         return tf.matmul(activation(x_RN), tf.squeeze(weight_1NM, axis=0))

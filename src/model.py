@@ -202,7 +202,7 @@ def layer_norm(x_RD, scope):
     return centred_RD * tf.rsqrt(variance_R1 + 1e-5) * gain_D + bias_D
 
 
-def linear(x_RN, scope, width, n_parts, stddev=0.02, activation=None):
+def linear(x_RN, scope, width, n_parts, stddev=0.02, activation=lambda x: x):
     """x times a matrix plus a bias: [R, width]. n_parts, activation: as kernels.product() takes them."""
     with tf.variable_scope(scope):
         n_in = x_RN.shape.as_list()[-1]

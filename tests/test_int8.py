@@ -69,12 +69,14 @@ def bound(x_RN, weight_NM, values_NM, scale_M):
     return of_weights + unit_R1 / 2 * (np.abs(values_NM.astype(float)).sum(axis=0) * scale_M)
 
 
-@pytest.mark.parametrize('n_parts', [1, 2])
+@pytest.mark.parametrize('n_parts', [1, 2, 3])
 @pytest.mark.parametrize('n_row', [1, 2, 7])
-def test_a_product_is_as_near_to_that_of_float32_as_rounding_allows(sess, n_row, n_parts):
-    """Rows of very different size: each has a unit of its own."""
-    x_RN = random().randn(n_row, 256) * 10.0 ** np.arange(-3, n_row - 3)[:, None]
-    weight_NM = random(1).randn(256, 100).astype(np.float32) * random(2).rand(100).astype(np.float32)
+@pytest.mark.parametrize('shape', [(256, 100), (100, 256)])
+def test_a_product_is_as_near_to_that_of_float32_as_rounding_allows(sess, shape, n_row, n_parts):
+    """Rows of very different size: each has a unit of its own. The weight is cut into parts of its rows, or of its columns."""
+    n_in, n_out = shape
+    x_RN = random().randn(n_row, n_in) * 10.0 ** np.arange(-3, n_row - 3)[:, None]
+    weight_NM = random(1).randn(n_in, n_out).astype(np.float32) * random(2).rand(n_out).astype(np.float32)
     values_NM, scale_M = int8.rounded(weight_NM, 'w')
     found_RM = sess.run(loaded(sess, weight_NM, n_parts).product(tf.constant(x_RN, tf.float32)))
     exact_RM = x_RN @ weight_NM.astype(float)
