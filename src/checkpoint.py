@@ -43,6 +43,15 @@ def weights_prefix(folder):
     return os.path.join(folder, name)
 
 
+def checksum(model_name, models_dir='models'):
+    """SHA-256 of a model's weights, hyperparameters and vocabulary, in hexadecimal digits. Raises as model_dir does."""
+    folder = model_dir(model_name, models_dir)
+    digest = b''
+    for name in (os.path.basename(weights_prefix(folder)) + WEIGHTS_SUFFIXES[0], 'hparams.json') + VOCABULARY_FILES:
+        digest = files.sha256(os.path.join(folder, name), digest).digest()
+    return digest.hex()
+
+
 def load_hparams(model_name, models_dir='models'):
     """The HParams of a model, from its hparams.json.
 
@@ -149,7 +158,7 @@ def session(sampling=False):
     if sampling:
         config.graph_options.rewrite_options.disable_meta_optimizer = True
         n = kernels.n_parts()
-        if n > 1:
+        if not kernels.on_gpu():
             config.inter_op_parallelism_threads, config.intra_op_parallelism_threads = n, process.n_cores() // n
     sess = tf.Session(config=config)
     with sess.as_default():

@@ -84,14 +84,15 @@ def sha256(path, prefix=b''):
 
 
 @contextlib.contextmanager
-def folder_lock(folder, busy):
+def folder_lock(folder, busy, name='.lock'):
     """Keep other processes out of folder during a block; wait while another one is in it.
 
+    name: of the lock's file. Locks of other names do not keep each other out.
     busy: function that is called once if another process has the lock, with a description ('process 123 on host');
         it may raise instead of waiting.
-    The operating system holds the lock on the file .lock and releases it however the process ends; the file may stay.
+    The operating system holds the lock on the file and releases it however the process ends; the file may stay.
     """
-    path = os.path.join(folder, '.lock')
+    path = os.path.join(folder, name)
     told = False
     while True:
         with open(path, 'a+', encoding='utf-8', errors='replace') as file:

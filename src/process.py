@@ -104,7 +104,10 @@ def wait_for(function, *positional, **named):
 
 
 def n_cores():
-    """The number of processors that this process may use."""
+    """How many processors this process is to use: OMP_NUM_THREADS, where that is set, or else as many as it may."""
+    limit = os.environ.get('OMP_NUM_THREADS', '').split(',')[0].strip()
+    if limit.isdigit() and int(limit):
+        return int(limit)
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 

@@ -232,14 +232,15 @@ def rows_of(n, batch_size):
 def random_draws(seed, sample_numbers, length):
     """What sample_sequence takes as draws: float64 [B, length] in [0, 1).
 
-    A row depends on seed and its sample's number alone. seed None: other numbers each time.
+    A row depends on seed and its sample's number alone, which may also be an array of numbers below 2^32.
+    seed None: other numbers each time.
     Raises ValueError for a seed outside 0 ... 2^32 - 1.
     """
     check_seed(seed)
     draws = np.empty([len(sample_numbers), length])  # if it does not fit into memory, it fails now, not hours later
     for row, number in zip(draws, sample_numbers):
         # RandomState, because NumPy keeps what it draws the same in all versions.
-        row[:] = np.random.RandomState(seed if seed is None else [seed, number]).random_sample(length)
+        row[:] = np.random.RandomState(seed if seed is None else np.append(seed, number)).random_sample(length)
     return draws
 
 
