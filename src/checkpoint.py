@@ -95,14 +95,19 @@ def restore(sess, model_name, models_dir='models', scope='model'):
     restore_variables(sess, model_variables(sess.graph, scope), weights_prefix(model_dir(model_name, models_dir)), rounded)
 
 
+def check_precision(name):
+    """Raises ValueError for a name that is none of PRECISIONS."""
+    if name not in PRECISIONS:
+        raise ValueError('precision is %s; it must be one of %s' % (name, ', '.join(PRECISIONS)))
+
+
 def precision(name):
     """A variable scope for a `with` in which the network is built: 'float32', or 'int8' for weights of 8 bits.
 
     restore() rounds the weights of any checkpoint to 8 bits for such a network, once in a session.
     Raises ValueError for another name, and where int8 cannot be computed.
     """
-    if name not in PRECISIONS:
-        raise ValueError('precision is %s; it must be one of %s' % (name, ', '.join(PRECISIONS)))
+    check_precision(name)
     from tf1 import tf
     if name == 'float32':
         return tf.variable_scope(tf.get_variable_scope())

@@ -32,6 +32,7 @@ import releases
 @contextlib.contextmanager
 def load(model_name, models_dir, options, precision='float32'):
     """A Model with its weights, in a graph and a session of its own, which end with the block."""
+    checkpoint.check_precision(precision)
     text_encoder, hparams = check_model(model_name, models_dir, options)
     from evaluation.scorer import guesser, scorer
     from tf1 import tf

@@ -45,6 +45,7 @@ def generate_dataset(out, nsamples: int = None, prompts: str = None, model_name=
         ray: do it on a Ray cluster: its address, or auto for the one that runs here, or local to start one
         workers: with --ray, how many models; None is as many as the cluster has room for now
     """
+    checkpoint.check_precision(precision)
     place = store.open_store(out)
     model_name, models_dir = releases.name_and_dir(checkpoint.model_dir(model_name, models_dir))
     text_encoder = encoder.get_encoder(model_name, models_dir)

@@ -36,6 +36,7 @@ def interact_model(model_name='117M', seed: int = None, nsamples=1, batch_size=1
         raise ValueError('nsamples is %d; it must be 1 or more' % nsamples)
     if length is not None and length < 1:
         raise ValueError('length is %d; it must be 1 or more tokens' % length)
+    checkpoint.check_precision(precision)
     checkpoint.model_dir(model_name, models_dir)
     text_encoder = encoder.get_encoder(model_name, models_dir)
 

@@ -22,7 +22,7 @@ MODULES = {
     'checkpoint': ['files', 'int8', 'kernels', 'model', 'process', 'releases', 'tf1'],
     'corpus': ['files', 'process'],
     'dataset': [],
-    'dataset.maker': ['checkpoint', 'dataset.plan', 'dataset.store', 'encoder', 'files', 'sample', 'tf1'],
+    'dataset.maker': ['checkpoint', 'dataset.plan', 'encoder', 'sample', 'tf1'],
     'dataset.on_ray': ['dataset.maker', 'dataset.store'],
     'dataset.plan': [],
     'dataset.store': ['files'],

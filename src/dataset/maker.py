@@ -8,10 +8,8 @@ from collections import OrderedDict
 
 import checkpoint
 import encoder
-import files
 import sample
 from dataset import plan
-from dataset.store import MANIFEST
 from tf1 import tf
 
 
@@ -89,8 +87,7 @@ class Maker(object):
                 fields = self.make_batch(batch)
                 made.update(fields)
                 yield len(batch), sum(row['length'] for row in fields.values())
-            if MANIFEST not in store.names():
-                store.add(MANIFEST, files.json_line(self.settings).encode('utf-8'))
+            store.describe(self.settings)
             text = ''.join(json.dumps(made[row.id]) + '\n' for row in rows).encode('utf-8')
             store.add(name, zipped(text) if self.settings['gzip'] else text)
 

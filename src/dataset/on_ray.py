@@ -4,6 +4,7 @@ Ray starts them where there is room, starts them again elsewhere if a process or
 """
 import contextlib
 import os
+import socket
 
 
 def make_shards(address, n_workers, settings, models_dir, out, shards):
@@ -19,9 +20,9 @@ def make_shards(address, n_workers, settings, models_dir, out, shards):
     except ImportError:
         raise ValueError('--ray needs the package ray: pip install ray')
     try:
-        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level='ERROR', **(
-            {'num_cpus': max(settings['cores'], os.cpu_count())} if address == 'local' else {}))
-    except (ConnectionError, ValueError, RuntimeError) as error:
+        check_reachable(address)
+        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level='ERROR')
+    except (OSError, ValueError, RuntimeError) as error:
         raise ValueError('no Ray cluster at %s: %s' % (address, error))
 
     source = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -65,3 +66,10 @@ def make_shards(address, n_workers, settings, models_dir, out, shards):
         raise ValueError('Ray gave up: %s' % error)
     finally:
         ray.shutdown()
+
+
+def check_reachable(address):
+    """Raises OSError if nothing listens at host:port. Ray would try for a minute and more."""
+    host, colon, port = address.rpartition('://')[2].rpartition(':')
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()

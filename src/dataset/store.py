@@ -41,8 +41,14 @@ class Folder(object):
         path = os.path.join(self.path, MANIFEST)
         return files.read_json(path, 'choose another --out') if os.path.exists(path) else None
 
+    def describe(self, settings):
+        """Write the manifest, unless it is there."""
+        with files.folder_lock(self.path, lambda holder: None, '.%s.lock' % MANIFEST):
+            if MANIFEST not in self.names():
+                files.write_json(os.path.join(self.path, MANIFEST), settings)
+
     def add(self, name, text_bytes):
-        """Write a file, whole or not at all."""
+        """Write a shard, whole or not at all."""
         with files.replacing(os.path.join(self.path, name)) as part, open(part, 'wb') as file:
             file.write(text_bytes)
 
@@ -84,8 +90,13 @@ class Bucket(object):
             self.file_system.get_file('%s/%s' % (self.path, MANIFEST), path)
             return files.read_json(path, 'choose another --out')
 
+    def describe(self, settings):
+        """Write the manifest, unless it is there."""
+        if MANIFEST not in self.names():
+            self.add(MANIFEST, files.json_line(settings).encode('utf-8'))
+
     def add(self, name, text_bytes):
-        """Write a file, whole or not at all."""
+        """Write a shard, whole or not at all."""
         with self.errors_told():
             self.file_system.pipe_file('%s/%s' % (self.path, name), text_bytes)
 
