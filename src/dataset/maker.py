@@ -27,7 +27,7 @@ def load(settings, models_dir):
     with tf.Graph().as_default(), checkpoint.session(sampling=True) as sess, checkpoint.out_of_memory(
             'give a lower --batch_size than %d, or a lower --length' % settings['batch_size']):
         maker = Maker(sess, settings, text_encoder, hparams)
-        maker.graph(settings['batch_size'])
+        maker.graph(min(settings['batch_size'], settings['rows'] // settings['shards']))  # the first batch's, if shards are equal
         checkpoint.restore(sess, name, models_dir)
         yield maker
 
