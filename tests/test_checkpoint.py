@@ -478,9 +478,10 @@ def test_weights_that_do_not_fit_into_memory_are_not_called_corrupt(network, tin
 
 # session
 
-@pytest.mark.parametrize('n_cores, n_parts, expected', [(2, 2, (2, 1)), (9, 4, (4, 2)), (1, 1, (0, 0)), (8, 1, (0, 0))])
-def test_the_parts_of_the_work_get_equal_parts_of_the_cores(monkeypatch, n_cores, n_parts, expected):
-    """In a session for sampling. Where the work is not cut, and in every other session, TensorFlow decides (0).
+@pytest.mark.parametrize('gpu, n_cores, n_parts, expected', [
+    (False, 2, 2, (2, 1)), (False, 9, 4, (4, 2)), (False, 1, 1, (1, 1)), (True, 8, 1, (0, 0))])
+def test_the_parts_of_the_work_get_equal_parts_of_the_cores(monkeypatch, gpu, n_cores, n_parts, expected):
+    """In a session for sampling. On a GPU, and in every other session, TensorFlow decides (0).
 
     Every session runs on the CPU what a GPU cannot, and takes a GPU's memory as it needs it.
     """
@@ -488,6 +489,7 @@ def test_the_parts_of_the_work_get_equal_parts_of_the_cores(monkeypatch, n_cores
     configs = []
     monkeypatch.setattr(tf, 'Session', lambda config: configs.append(config) or Session(config=config))
     monkeypatch.setattr(process, 'n_cores', lambda: n_cores)
+    monkeypatch.setattr(kernels, 'on_gpu', lambda: gpu)
     monkeypatch.setattr(kernels, 'n_parts', lambda: n_parts)
     for sampling, threads in ((True, expected), (False, (0, 0))):
         with checkpoint.session(sampling=sampling):
@@ -517,12 +519,24 @@ def test_a_session_that_is_left_by_ctrl_c_does_not_wait_for_its_step():
     running.join()
 
 
+# checksum
+
+@pytest.mark.parametrize('name', ['model.ckpt.data-00000-of-00001', 'hparams.json', 'encoder.json', 'vocab.bpe'])
+def test_a_models_checksum_is_that_of_all_that_decides_what_it_writes(tiny_models, tmp_path, name):
+    before = checkpoint.checksum('tiny', tiny_models)
+    shutil.copytree(os.path.join(tiny_models, 'tiny'), str(tmp_path / 'other'))
+    assert checkpoint.checksum('other', str(tmp_path)) == before
+    with open(str(tmp_path / 'other' / name), 'ab') as file:
+        file.write(b' ')
+    assert checkpoint.checksum('other', str(tmp_path)) != before
+
+
 # precision
 
 @pytest.mark.parametrize('precision', ['half', 'INT8', ''])
 def test_a_precision_that_is_none_is_refused_with_those_there_are(precision):
     with pytest.raises(ValueError, match='must be one of float32, int8'):
-        checkpoint.precision(precision)
+        checkpoint.check_precision(precision)
 
 
 def test_in_float32_variables_are_what_they_are():

@@ -25,6 +25,12 @@ SCRIPT = os.path.join(ROOT, 'src', 'generate_dataset.py')
 DEMO = [sys.executable, SCRIPT, '--model_name', 'demo', '--batch_size', '4', '--length', '20', '--cores', '1']
 
 
+@pytest.fixture(autouse=True)
+def same_cores_later(monkeypatch):
+    """What a run does to the environment of its process ends with the test."""
+    monkeypatch.setenv('OMP_NUM_THREADS', '2')
+
+
 @pytest.fixture
 def make(tiny_models, tmp_path):
     """A function that makes a dataset with the tiny model and returns its rows, in the order of its files."""

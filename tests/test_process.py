@@ -237,3 +237,12 @@ def test_an_interrupt_ends_a_sampler_while_it_imports_loads_and_samples(name):
         process.send_signal(signal.SIGINT)
         status, stderr = ended(process)
         assert (status, stderr.replace(b'Model prompt >>> ', b'')) == (0, b''), 'after %g s and more' % seconds
+
+
+@pytest.mark.parametrize('said, n_cores', [(None, 3), ('', 3), ('2', 2), ('1,4', 1), ('8', 8), ('0', 3), ('many', 3)])
+def test_omp_num_threads_says_how_many_cores_to_use(monkeypatch, said, n_cores):
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda process: {0, 1, 5}, raising=False)
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    if said is not None:
+        monkeypatch.setenv('OMP_NUM_THREADS', said)
+    assert process.n_cores() == n_cores

@@ -569,6 +569,13 @@ def test_a_seeds_samples_are_the_same_at_any_batch_size_and_asking_adds_no_node(
     assert len({tuple(text) for text in texts[0]}) == 7
 
 
+def test_draws_depend_on_the_seed_and_a_samples_number_or_numbers():
+    numbers = [7, np.array([1, 2 ** 32 - 1]), np.array([1])]
+    expected = [np.random.RandomState(entropy).random_sample(4) for entropy in ([5, 7], [5, 1, 2 ** 32 - 1], [5, 1])]
+    np.testing.assert_array_equal(sample.random_draws(5, numbers, 4), expected)
+    np.testing.assert_array_equal(sample.random_draws(5, [1], 4), expected[2:])
+
+
 # ---- what is refused
 
 def test_the_context_holds_all_but_the_last_token(sess):
