@@ -66,7 +66,7 @@ def write(path, data):
 # Prompts, and where rows stand
 
 def read_prompts(path, longest=5):
-    return plan.rows_from_prompts(path, lambda text: list(text.encode('utf-8')), longest)
+    return plan.rows_from_prompts(path, lambda text: list(text.encode('utf-8', 'surrogatepass')), longest)
 
 
 def test_each_line_of_a_text_is_a_prompt(tmp_path):
@@ -161,6 +161,13 @@ def test_each_setting_has_its_effect_and_stands_in_the_manifest(make, tmp_path, 
     assert [manifest[name] for name in change] == list(change.values())
 
 
+def test_a_row_has_room_for_the_context_or_half_of_it_behind_a_prompt(make, tmp_path, tiny_models):
+    n_ctx = json.loads(open(os.path.join(tiny_models, 'tiny', 'hparams.json')).read())['n_ctx']
+    prompts = write(tmp_path / 'p.txt', 'a\n')
+    assert [make('a', nsamples=1, length=None, stop_at_end=False)[0]['length'],
+            make('b', prompts=prompts, length=None, stop_at_end=False)[0]['length']] == [n_ctx, n_ctx // 2]
+
+
 def test_packed_files_hold_the_same_rows(make, tmp_path):
     rows = make('a', nsamples=9)
     assert make('b', nsamples=9, gzip=True) == rows
@@ -217,7 +224,9 @@ def test_other_settings_are_refused_and_named(make, tmp_path):
 def test_another_model_of_the_same_name_is_refused(make, tmp_path, tiny_models):
     shutil.copytree(tiny_models, str(tmp_path / 'models'))
     make(nsamples=3, models_dir=str(tmp_path / 'models'))
-    make(nsamples=3)  # the same model in another place
+    os.rename(str(tmp_path / 'models' / 'tiny'), str(tmp_path / 'models' / 'other'))
+    make(nsamples=3, models_dir=str(tmp_path / 'models'), model_name='other')  # the same model in another place
+    os.rename(str(tmp_path / 'models' / 'other'), str(tmp_path / 'models' / 'tiny'))
     with open(str(tmp_path / 'models' / 'tiny' / 'model.ckpt.data-00000-of-00001'), 'r+b') as file:
         file.write(b'\0\0\0\1')
     with pytest.raises(ValueError, match='model was .* and is'):
