@@ -2,7 +2,9 @@
 """Write many texts that a GPT-2 model makes up, or continues, into files of JSON lines."""
 import flags  # first: it answers Ctrl-C and a missing package while the others are loaded
 
+import hashlib
 import json
+import os
 import sys
 import time
 from collections import OrderedDict
@@ -12,7 +14,6 @@ from tqdm import tqdm
 import checkpoint
 from dataset import on_ray, plan, store
 import encoder
-import files
 import process
 import releases
 
@@ -47,13 +48,15 @@ def generate_dataset(out, nsamples: int = None, prompts: str = None, model_name=
     """
     checkpoint.check_precision(precision)
     place = store.open_store(out)
+    with open(os.devnull if prompts is None else prompts, 'rb') as file:
+        prompt_bytes = file.read()
     model_name, models_dir = releases.name_and_dir(checkpoint.model_dir(model_name, models_dir))
     text_encoder = encoder.get_encoder(model_name, models_dir)
     n_ctx = checkpoint.load_hparams(model_name, models_dir).n_ctx
     if length is None:
         length = n_ctx if prompts is None else n_ctx // 2
     settings = OrderedDict([
-        ('seed', seed), ('prompts', prompts and files.sha256(prompts).hexdigest()), ('rows', nsamples), ('shards', shards),
+        ('seed', seed), ('prompts', prompts and hashlib.sha256(prompt_bytes).hexdigest()), ('rows', nsamples), ('shards', shards),
         ('batch_size', batch_size), ('length', length), ('temperature', temperature), ('top_k', top_k), ('top_p', top_p),
         ('stop_at_end', stop_at_end), ('precision', precision), ('gzip', gzip),
         ('cores', process.n_cores() if cores is None else cores),
@@ -64,11 +67,13 @@ def generate_dataset(out, nsamples: int = None, prompts: str = None, model_name=
     if prompts is None:
         rows, refused = plan.rows_from_nothing(nsamples, text_encoder.end_of_text), {}
     else:
-        rows, refused = plan.rows_from_prompts(prompts, text_encoder.encode, n_ctx + 1 - length)
-    settings.update(rows=len(rows), shards=plan.n_shards(len(rows), shards))
-    check_same(settings, place)
+        rows, refused = plan.rows_from_prompts(prompts, prompt_bytes, text_encoder.encode, n_ctx + 1 - length)
     for line in sorted(refused):
         print('%s, line %d: %s' % (prompts, line, refused[line]), file=sys.stderr)
+    if not rows:
+        raise ValueError('%s has no line that can be a prompt' % prompts)
+    settings.update(rows=len(rows), shards=plan.n_shards(len(rows), shards))
+    check_same(settings, place)
     in_shards = plan.in_shards(rows, settings)
     if only is not None:
         print_row(only, in_shards, settings, models_dir)

@@ -66,7 +66,7 @@ def write(path, data):
 # Prompts, and where rows stand
 
 def read_prompts(path, longest=5):
-    return plan.rows_from_prompts(path, lambda text: list(text.encode('utf-8', 'surrogatepass')), longest)
+    return plan.rows_from_prompts(path, open(path, 'rb').read(), lambda text: list(text.encode('utf-8', 'surrogatepass')), longest)
 
 
 def test_each_line_of_a_text_is_a_prompt(tmp_path):
@@ -335,6 +335,26 @@ def test_jobs_share_a_folder(undisturbed, tmp_path):
     assert bytes_in(tmp_path / 'rows') == undisturbed
 
 
+def test_prompts_may_come_through_a_pipe(make, tmp_path):
+    """Which can be read only once."""
+    os.mkfifo(str(tmp_path / 'pipe'))
+    writer = subprocess.Popen(['sh', '-c', 'printf "a\\nb\\n" >"$0"', str(tmp_path / 'pipe')])
+    assert [row['prompt'] for row in make(prompts=str(tmp_path / 'pipe'))] == ['a', 'b']
+    writer.wait()
+
+
+@pytest.mark.parametrize('text', ['', '\n\n'])
+def test_a_file_without_prompts_is_told(make, tmp_path, text):
+    with pytest.raises(ValueError, match='p.txt has no line that can be a prompt'):
+        make(prompts=write(tmp_path / 'p.txt', text))
+    assert not (tmp_path / 'rows').exists()
+
+
+def test_an_empty_out_is_not_the_working_directory(tiny_models):
+    with pytest.raises(ValueError, match='--out is empty'):
+        generate_dataset.generate_dataset('', nsamples=3, model_name='tiny', models_dir=tiny_models)
+
+
 def test_a_file_in_the_place_of_the_folder_is_told(make, tmp_path):
     write(tmp_path / 'rows', 'mine')
     with pytest.raises(ValueError, match='rows is a file; choose another --out'):
@@ -470,6 +490,20 @@ def test_what_a_lost_part_of_a_cluster_was_at_is_made_elsewhere(undisturbed, tmp
     found = {name: data for name, data in ((name, (tmp_path / 'rows' / name).read_bytes())
                                            for name in os.listdir(str(tmp_path / 'rows')) if name.endswith('.jsonl'))}
     assert found == undisturbed
+
+
+@needs('ray')
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_what_runs_on_ray(undisturbed, tmp_path, number):
+    """At once and silently; its actors end by themselves, and the same command goes on."""
+    process = subprocess.Popen(run(tmp_path / 'rows', '--ray', 'local', '--workers', '1'), env=environment(),
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    wait_for_shards(tmp_path / 'rows', 1, process)
+    process.send_signal(number)
+    assert process.communicate(timeout=20) == (b'', b'') and process.returncode == 0
+    assert finished(run(tmp_path / 'rows'))[0] == 0
+    assert rows_in(str(tmp_path / 'rows')) == [json.loads(line) for name in sorted(undisturbed)
+                                               for line in undisturbed[name].decode('utf-8').splitlines()]
 
 
 @needs('ray')

@@ -23,7 +23,7 @@ MODULES = {
     'corpus': ['files', 'process'],
     'dataset': [],
     'dataset.maker': ['checkpoint', 'dataset.plan', 'encoder', 'sample', 'tf1'],
-    'dataset.on_ray': ['dataset.maker', 'dataset.store'],
+    'dataset.on_ray': ['dataset.maker', 'dataset.store', 'process'],
     'dataset.plan': [],
     'dataset.store': ['files'],
     'encoder': ['files', 'releases'],

@@ -4,7 +4,10 @@ Ray starts them where there is room, starts them again elsewhere if a process or
 """
 import contextlib
 import os
+import signal
 import socket
+
+import process
 
 
 def make_shards(address, n_workers, settings, models_dir, out, shards):
@@ -43,7 +46,10 @@ def connected(address):
         host, colon, port = address.rpartition('://')[2].rpartition(':')
         if colon and port.isdigit():
             socket.create_connection((host, int(port)), timeout=10).close()  # where nothing listens, Ray tries for a minute
+        handlers = [(number, signal.getsignal(number)) for number in process.INTERRUPTS]
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level='ERROR')
+        for number, handler in handlers:
+            signal.signal(number, handler)  # Ray has its own, which would not end quietly
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError('no Ray cluster at %s: %s' % (address, error))
     return ray

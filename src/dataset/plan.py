@@ -1,6 +1,7 @@
 """Which rows a dataset has, from what each is made, and which shard it stands in. No TensorFlow."""
 import codecs
 import hashlib
+import io
 import itertools
 import json
 import math
@@ -19,31 +20,29 @@ def rows_from_nothing(n, end_of_text):
     return [Row(number, None, [end_of_text]) for number in range(n)]
 
 
-def rows_from_prompts(path, encode, longest):
+def rows_from_prompts(path, text, encode, longest):
     """([Row], {line number: what is wrong with it}) of a file of prompts.
 
-    path: a .jsonl file with {"prompt": "...", "id": ...} on each line, or any other file with a prompt on each line. A row
-        without an id has the number of its line, counted from 0.
+    path: its name: a .jsonl file has {"prompt": "...", "id": ...} on each line, any other file a prompt. A row without an id
+        has the number of its line, counted from 0.
+    text: the bytes in it.
     encode: function from a prompt to its token ids.  longest: how many of them there may be.
     """
     rows, problems, lines = [], {}, {}
     read = prompt_of_json if str(path).endswith('.jsonl') else prompt_of_text
-    with open(path, 'rb') as file:
-        for number, line in enumerate(file, 1):
-            if number == 1 and line.startswith(codecs.BOM_UTF8):
-                line = line[len(codecs.BOM_UTF8):]
-            try:
-                prompt, row_id = read(line.decode('utf-8').rstrip('\r\n'), number - 1)
-                tokens = encode(prompt)
-                if not tokens:
-                    raise ValueError('the prompt is empty')
-                if len(tokens) > longest:
-                    raise ValueError('the prompt has %d tokens, and %d fit before the sample' % (len(tokens), longest))
-                if lines.setdefault(str(row_id), number) != number:
-                    raise ValueError('the id %s is that of line %d, too' % (row_id, lines[str(row_id)]))
-                rows.append(Row(row_id, prompt, tokens))
-            except (ValueError, RecursionError) as error:  # errors of JSON and of UTF-8 are ValueErrors
-                problems[number] = str(error)
+    for number, line in enumerate(io.BytesIO(text[len(codecs.BOM_UTF8) * text.startswith(codecs.BOM_UTF8):]), 1):
+        try:
+            prompt, row_id = read(line.decode('utf-8').rstrip('\r\n'), number - 1)
+            tokens = encode(prompt)
+            if not tokens:
+                raise ValueError('the prompt is empty')
+            if len(tokens) > longest:
+                raise ValueError('the prompt has %d tokens, and %d fit before the sample' % (len(tokens), longest))
+            if lines.setdefault(str(row_id), number) != number:
+                raise ValueError('the id %s is that of line %d, too' % (row_id, lines[str(row_id)]))
+            rows.append(Row(row_id, prompt, tokens))
+        except (ValueError, RecursionError) as error:  # errors of JSON and of UTF-8 are ValueErrors
+            problems[number] = str(error)
     return rows, problems
 
 

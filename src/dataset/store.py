@@ -10,6 +10,8 @@ MANIFEST = 'manifest.json'
 
 def open_store(out):
     """The store at out: a path, or an address for which fsspec has a file system. Raises ValueError if it has none."""
+    if not out:
+        raise ValueError('--out is empty; give a folder for the rows')
     if '://' not in out:
         return Folder(out)
     try:
