@@ -17,6 +17,8 @@ import encoder
 import process
 import releases
 
+MOST_ROWS = 10 ** 7  # what is known of each takes 200 bytes of memory
+
 
 def generate_dataset(out, nsamples: int = None, prompts: str = None, model_name='117M', seed=0, batch_size=32,
                      length: int = None, temperature=1.0, top_k=0, top_p=1.0, stop_at_end=True, precision='float32',
@@ -56,8 +58,8 @@ def generate_dataset(out, nsamples: int = None, prompts: str = None, model_name=
     if length is None:
         length = n_ctx if prompts is None else n_ctx // 2
     settings = OrderedDict([
-        ('seed', seed), ('prompts', prompts and hashlib.sha256(prompt_bytes).hexdigest()), ('rows', nsamples), ('shards', shards),
-        ('batch_size', batch_size), ('length', length), ('temperature', temperature), ('top_k', top_k), ('top_p', top_p),
+        ('seed', seed), ('prompts', prompts and hashlib.sha256(prompt_bytes).hexdigest()), ('rows', nsamples),
+        ('shards', shards), ('batch_size', batch_size), ('length', length), ('temperature', temperature), ('top_k', top_k), ('top_p', top_p),
         ('stop_at_end', stop_at_end), ('precision', precision), ('gzip', gzip),
         ('cores', process.n_cores() if cores is None else cores),
         ('model_name', model_name), ('model', checkpoint.checksum(model_name, models_dir))])
@@ -73,7 +75,7 @@ def generate_dataset(out, nsamples: int = None, prompts: str = None, model_name=
     if not rows:
         raise ValueError('%s has no line that can be a prompt' % prompts)
     settings.update(rows=len(rows), shards=plan.n_shards(len(rows), shards))
-    check_same(settings, place)
+    plan.check_same(place.manifest(), settings, place)
     in_shards = plan.in_shards(rows, settings)
     if only is not None:
         print_row(only, in_shards, settings, models_dir)
@@ -91,8 +93,9 @@ def check(settings, n_ctx):
     n_rows, prompts, length, cores = [settings[name] for name in ('rows', 'prompts', 'length', 'cores')]
     if (n_rows is None) == (prompts is None):
         raise ValueError('give either --nsamples, the number of texts from nothing, or --prompts, a file of what to continue')
-    if n_rows is not None and n_rows < 1:
-        raise ValueError('nsamples is %d; it must be 1 or more' % n_rows)
+    if n_rows is not None and not 1 <= n_rows <= MOST_ROWS:
+        raise ValueError('nsamples is %d; it must be 1 to %d, and more go into another --out with another --seed'
+                         % (n_rows, MOST_ROWS))
     if not 1 <= length <= n_ctx:
         raise ValueError('length is %d; it must be 1 to %d tokens, what the context holds' % (length, n_ctx))
     if not 1 <= cores <= 1024:
@@ -100,17 +103,6 @@ def check(settings, n_ctx):
     sample.check_options(length, settings['temperature'], settings['top_k'], settings['top_p'])
     sample.check_seed(settings['seed'])
     sample.batches(1, settings['batch_size'])
-
-
-def check_same(settings, place):
-    """Raises ValueError unless the rows that are in the store already have the same settings."""
-    before = place.manifest()
-    if before is None:
-        return
-    changes = ['%s was %s and is %s' % (name, before.get(name), settings[name])
-               for name in settings if name != 'model_name' and before.get(name) != settings[name]]
-    if changes:
-        raise ValueError('%s has rows with other settings: %s; take those, or another --out' % (place, ', '.join(changes)))
 
 
 def missing_shards(in_shards, shard, place):

@@ -1,7 +1,7 @@
 """generate_dataset.py: rows against the samplers', files whatever made them, and what becomes of them when things go wrong."""
-import collections
 import glob
 import gzip
+import hashlib
 import json
 import os
 import resource
@@ -66,7 +66,8 @@ def write(path, data):
 # Prompts, and where rows stand
 
 def read_prompts(path, longest=5):
-    return plan.rows_from_prompts(path, open(path, 'rb').read(), lambda text: list(text.encode('utf-8', 'surrogatepass')), longest)
+    with open(path, 'rb') as file:
+        return plan.rows_from_prompts(path, file.read(), lambda text: list(text.encode('utf-8', 'surrogatepass')), longest)
 
 
 def test_each_line_of_a_text_is_a_prompt(tmp_path):
@@ -77,8 +78,8 @@ def test_each_line_of_a_text_is_a_prompt(tmp_path):
 
 
 def test_each_line_of_jsonl_is_a_prompt_that_may_have_an_id(tmp_path):
-    lines = ['{"prompt": "a"}', '{"prompt": "b", "id": "x"}', '{"prompt": "c", "id": 7}', '[1]', '{"id": 3}', 'no', '{"prompt": 5}',
-             '{"prompt": "d", "id": "7"}', '{"prompt": "e", "id": true}', '{"prompt": "\\ud800"}', '{"prompt": "f", "id": 1.5}',
+    lines = ['{"prompt": "a"}', '{"prompt": "b", "id": "x"}', '{"prompt": "c", "id": 7}', '[1]', '{"id": 3}', 'no',
+             '{"prompt": 5}', '{"prompt": "d", "id": "7"}', '{"prompt": "e", "id": true}', '{"prompt": "\\ud800"}', '{"prompt": "f", "id": 1.5}',
              '[' * 100000, '{"prompt": "g"}']
     rows, problems = read_prompts(write(tmp_path / 'p.jsonl', '\n'.join(lines)))
     assert [row[:2] for row in rows] == [(0, 'a'), ('x', 'b'), (7, 'c'), (12, 'g')]
@@ -115,6 +116,8 @@ def test_ids_have_draws_of_their_own():
             for row_id in (0, 1, '0', '1', 'a', -1, 2 ** 32 - 1, 2 ** 32, '4294967296')]
     assert len(set(keys)) == len(keys)
     assert all(0 <= number < 2 ** 32 for key in keys for number in key)
+    # Python 3.6 does not know this emoji, and shows it otherwise: SHA-256 of "\\ud83e\\udd7a", in quotes
+    assert plan.draws_key('\U0001f97a').tobytes() == hashlib.sha256(b'"\\ud83e\\udd7a"').digest()
 
 
 # Rows
@@ -235,6 +238,7 @@ def test_another_model_of_the_same_name_is_refused(make, tmp_path, tiny_models):
 
 @pytest.mark.parametrize('options, said', [
     (dict(), 'either --nsamples'), (dict(nsamples=1, prompts=__file__), 'either --nsamples'), (dict(nsamples=0), 'nsamples is 0'),
+    (dict(nsamples=10 ** 9), 'nsamples is 1000000000; it must be 1 to 10000000'),
     (dict(nsamples=3, length=0), 'length is 0'), (dict(nsamples=3, length=99), 'length is 99; it must be 1 to '),
     (dict(nsamples=3, batch_size=0), 'batch_size is 0'), (dict(nsamples=3, top_k=-1), 'top_k is -1'),
     (dict(nsamples=3, top_p=2.0), 'top_p is 2'), (dict(nsamples=3, temperature=-1.0), 'temperature is -1'),
@@ -361,6 +365,24 @@ def test_a_file_in_the_place_of_the_folder_is_told(make, tmp_path):
         make(nsamples=3)
 
 
+def test_rows_of_two_runs_with_other_settings_do_not_mix(make, tmp_path, monkeypatch):
+    """They begin at the same time, so that neither finds the manifest of the other at its start."""
+    make(nsamples=6, shards=2, shard=0)
+    before = bytes_in(tmp_path / 'rows')
+    monkeypatch.setattr(plan, 'check_same', lambda *_, check_same=plan.check_same, calls=[]: (
+        check_same(*_) if calls else calls.append('the first one, at the start')))
+    with pytest.raises(ValueError, match='other settings: seed was 0 and is 1'):
+        make(nsamples=6, shards=2, shard=1, seed=1)
+    assert bytes_in(tmp_path / 'rows') == before
+
+
+def test_rows_without_a_manifest_are_not_added_to(make, tmp_path):
+    make(nsamples=6, shards=2, shard=0)
+    os.remove(str(tmp_path / 'rows' / 'manifest.json'))
+    with pytest.raises(ValueError, match='has files of rows and no manifest.json'):
+        make(nsamples=6, shards=2)
+
+
 def test_a_damaged_manifest_is_told(make, tmp_path):
     make(nsamples=3)
     write(tmp_path / 'rows' / 'manifest.json', '{')
@@ -470,6 +492,8 @@ def test_ray_on_this_machine_makes_the_same_files(undisturbed, tmp_path):
     (tmp_path / 'other').mkdir()
     with files.folder_lock(str(tmp_path / 'other'), None, '.00003-of-00006.jsonl.lock'):
         status, _, stderr = finished(run(tmp_path / 'other', '--ray', 'local'))
+    assert b'cores is 99; the largest machine of the cluster has ' in finished(
+        run(tmp_path / 'none', '--ray', 'local', '--cores', '99'))[2]
     said = stderr.decode('utf-8').strip().split('\n')[-1]  # Ray may have words of its own before
     assert status == 1 and said.endswith('start this again when that has ended') and 'Traceback' not in stderr.decode(), stderr
 

@@ -25,7 +25,7 @@ MODULES = {
     'dataset.maker': ['checkpoint', 'dataset.plan', 'encoder', 'sample', 'tf1'],
     'dataset.on_ray': ['dataset.maker', 'dataset.store', 'process'],
     'dataset.plan': [],
-    'dataset.store': ['files'],
+    'dataset.store': ['dataset.plan', 'files'],
     'encoder': ['files', 'releases'],
     'evaluation': [],
     'evaluation.benchmarks': ['corpus', 'evaluation.detokenize', 'releases'],

@@ -27,7 +27,7 @@ def load(settings, models_dir):
     with tf.Graph().as_default(), checkpoint.session(sampling=True) as sess, checkpoint.out_of_memory(
             'give a lower --batch_size than %d, or a lower --length' % settings['batch_size']):
         maker = Maker(sess, settings, text_encoder, hparams)
-        maker.graph(min(settings['batch_size'], settings['rows'] // settings['shards']))  # the first batch's, if shards are equal
+        maker.graph(min(settings['batch_size'], settings['rows'] // settings['shards']))
         checkpoint.restore(sess, name, models_dir)
         yield maker
 
@@ -80,7 +80,7 @@ class Maker(object):
         return fields
 
     def make_shard(self, store, name, rows):
-        """Make rows and add them to the store as a shard of that name. Yields after each batch how many rows and tokens it has."""
+        """Make rows and add them to the store as a shard. Yields after each batch how many rows and tokens it has."""
         with store.claimed(name):
             made = {}
             for batch in plan.in_batches(rows, self.settings['batch_size']):

@@ -1,6 +1,6 @@
 """Many makers on a Ray cluster (https://docs.ray.io): each an actor with its own model, on a GPU or a number of cores.
 
-Ray starts them where there is room, starts them again elsewhere if a process or a machine dies, and runs again what they were at.
+Ray starts them where there is room, starts them again elsewhere if a process or a machine dies, and does their work again.
 """
 import contextlib
 import os
@@ -16,12 +16,16 @@ def make_shards(address, n_workers, settings, models_dir, out, shards):
     address: as ray.init takes it; 'local' starts Ray on this machine, 'auto' finds the one that runs here.
     n_workers: how many actors; None is as many as the cluster has room for now. More let an autoscaling cluster grow.
     out: of a store that all machines reach.  models_dir: a folder that all machines see, as they see this repository.
-    Raises ValueError if Ray is missing or does not answer, and what an actor raises.
+    Raises ValueError if Ray is missing, does not answer or has no room, and what an actor raises.
     """
     ray = connected(address)
     try:
         resources = ray.cluster_resources()
         has_gpu = resources.get('GPU', 0) >= 1
+        largest = max([machine['Resources'].get('CPU', 0) for machine in ray.nodes() if machine['Alive']])
+        if settings['cores'] > largest and n_workers is None:  # with --workers, the cluster may be one that grows
+            raise ValueError('cores is %d; the largest machine of the cluster has %d; give a lower --cores'
+                             % (settings['cores'], largest))
         n_fit = resources.get('GPU', 0) if has_gpu else resources.get('CPU', 0) // settings['cores']
         actor = ray.remote(num_cpus=settings['cores'], num_gpus=int(has_gpu), max_restarts=-1, max_task_retries=-1)(
             actor_class(settings, models_dir, out))

@@ -67,7 +67,15 @@ def draws_key(row_id):
     """What tells a row's draws from those of others: its number, or numbers made of its id."""
     if isinstance(row_id, int) and 0 <= row_id < 2 ** 32:
         return row_id
-    return np.frombuffer(hashlib.sha256(repr(row_id).encode('utf-8')).digest(), '<u4')
+    return np.frombuffer(hashlib.sha256(json.dumps(row_id).encode('utf-8')).digest(), '<u4')
+
+
+def check_same(before, settings, place):
+    """Raises ValueError unless the rows that are in a store have the settings of those to come. before: None if it has none."""
+    changes = ['%s was %s and is %s' % (name, before.get(name), settings[name])
+               for name in settings if name != 'model_name' and before.get(name) != settings[name]] if before else []
+    if changes:
+        raise ValueError('%s has rows with other settings: %s; take those, or another --out' % (place, ', '.join(changes)))
 
 
 def n_shards(n_rows, shards=None):

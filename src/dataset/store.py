@@ -3,6 +3,7 @@ import contextlib
 import os
 import tempfile
 
+from dataset import plan
 import files
 
 MANIFEST = 'manifest.json'
@@ -23,6 +24,13 @@ def open_store(out):
     return Folder(path) if out.startswith(('file://', 'local://')) else Bucket(file_system, path, out)
 
 
+def has_manifest(names, place):
+    """Whether there is a manifest among names. Raises ValueError if there are only shards: nobody knows their settings."""
+    if MANIFEST not in names and any('.jsonl' in name and not name.startswith('.') for name in names):
+        raise ValueError('%s has files of rows and no %s; choose another --out' % (place, MANIFEST))
+    return MANIFEST in names
+
+
 class Folder(object):
     """A folder on a disk, which other machines may see, too."""
 
@@ -39,14 +47,17 @@ class Folder(object):
         return set(os.listdir(self.path)) if os.path.isdir(self.path) else set()
 
     def manifest(self):
-        """The settings of the rows in it, or None if it has none."""
-        path = os.path.join(self.path, MANIFEST)
-        return files.read_json(path, 'choose another --out') if os.path.exists(path) else None
+        """The settings of the rows in it, or None if it has none. Raises ValueError for rows without settings."""
+        if not has_manifest(self.names(), self):
+            return None
+        return files.read_json(os.path.join(self.path, MANIFEST), 'choose another --out')
 
     def describe(self, settings):
-        """Write the manifest, unless it is there."""
+        """Write the manifest, unless it is there. Raises ValueError if it has other settings: another run was faster."""
         with files.folder_lock(self.path, lambda holder: None, '.%s.lock' % MANIFEST):
-            if MANIFEST not in self.names():
+            before = self.manifest()
+            plan.check_same(before, settings, self)
+            if before is None:
                 files.write_json(os.path.join(self.path, MANIFEST), settings)
 
     def add(self, name, text_bytes):
@@ -84,8 +95,8 @@ class Bucket(object):
                 return set()
 
     def manifest(self):
-        """The settings of the rows in it, or None if it has none."""
-        if MANIFEST not in self.names():
+        """The settings of the rows in it, or None if it has none. Raises ValueError for rows without settings."""
+        if not has_manifest(self.names(), self):
             return None
         with tempfile.TemporaryDirectory() as folder, self.errors_told():
             path = os.path.join(folder, MANIFEST)
@@ -93,8 +104,10 @@ class Bucket(object):
             return files.read_json(path, 'choose another --out')
 
     def describe(self, settings):
-        """Write the manifest, unless it is there."""
-        if MANIFEST not in self.names():
+        """Write the manifest, unless it is there. Raises ValueError if it has other settings: another run was faster."""
+        before = self.manifest()
+        plan.check_same(before, settings, self)
+        if before is None:
             self.add(MANIFEST, files.json_line(settings).encode('utf-8'))
 
     def add(self, name, text_bytes):
