@@ -59,8 +59,8 @@ def generate_dataset(out, nsamples: int = None, prompts: str = None, model_name=
         length = n_ctx if prompts is None else n_ctx // 2
     settings = OrderedDict([
         ('seed', seed), ('prompts', prompts and hashlib.sha256(prompt_bytes).hexdigest()), ('rows', nsamples),
-        ('shards', shards), ('batch_size', batch_size), ('length', length), ('temperature', temperature), ('top_k', top_k), ('top_p', top_p),
-        ('stop_at_end', stop_at_end), ('precision', precision), ('gzip', gzip),
+        ('shards', shards), ('batch_size', batch_size), ('length', length), ('temperature', temperature), ('top_k', top_k),
+        ('top_p', top_p), ('stop_at_end', stop_at_end), ('precision', precision), ('gzip', gzip),
         ('cores', process.n_cores() if cores is None else cores),
         ('model_name', model_name), ('model', checkpoint.checksum(model_name, models_dir))])
     check(settings, n_ctx)

@@ -79,7 +79,8 @@ def test_each_line_of_a_text_is_a_prompt(tmp_path):
 
 def test_each_line_of_jsonl_is_a_prompt_that_may_have_an_id(tmp_path):
     lines = ['{"prompt": "a"}', '{"prompt": "b", "id": "x"}', '{"prompt": "c", "id": 7}', '[1]', '{"id": 3}', 'no',
-             '{"prompt": 5}', '{"prompt": "d", "id": "7"}', '{"prompt": "e", "id": true}', '{"prompt": "\\ud800"}', '{"prompt": "f", "id": 1.5}',
+             '{"prompt": 5}', '{"prompt": "d", "id": "7"}', '{"prompt": "e", "id": true}', '{"prompt": "\\ud800"}',
+             '{"prompt": "f", "id": 1.5}',
              '[' * 100000, '{"prompt": "g"}']
     rows, problems = read_prompts(write(tmp_path / 'p.jsonl', '\n'.join(lines)))
     assert [row[:2] for row in rows] == [(0, 'a'), ('x', 'b'), (7, 'c'), (12, 'g')]
@@ -237,7 +238,8 @@ def test_another_model_of_the_same_name_is_refused(make, tmp_path, tiny_models):
 
 
 @pytest.mark.parametrize('options, said', [
-    (dict(), 'either --nsamples'), (dict(nsamples=1, prompts=__file__), 'either --nsamples'), (dict(nsamples=0), 'nsamples is 0'),
+    (dict(), 'either --nsamples'), (dict(nsamples=1, prompts=__file__), 'either --nsamples'),
+    (dict(nsamples=0), 'nsamples is 0'),
     (dict(nsamples=10 ** 9), 'nsamples is 1000000000; it must be 1 to 10000000'),
     (dict(nsamples=3, length=0), 'length is 0'), (dict(nsamples=3, length=99), 'length is 99; it must be 1 to '),
     (dict(nsamples=3, batch_size=0), 'batch_size is 0'), (dict(nsamples=3, top_k=-1), 'top_k is -1'),
