@@ -23,7 +23,7 @@ MODULES = {
     'corpus': ['files', 'process'],
     'dataset': [],
     'dataset.maker': ['checkpoint', 'dataset.plan', 'encoder', 'sample', 'tf1'],
-    'dataset.on_ray': ['dataset.maker', 'dataset.store', 'process'],
+    'dataset.on_ray': ['checkpoint', 'dataset.maker', 'dataset.store', 'process'],
     'dataset.plan': [],
     'dataset.store': ['dataset.plan', 'files'],
     'encoder': ['files', 'releases'],

@@ -17,12 +17,10 @@ from tf1 import tf
 def load(settings, models_dir):
     """A Maker with the model of a dataset's settings, in a graph and a session of its own, which end with the block.
 
-    Raises as the samplers do for settings that cannot be, and ValueError if the model is not the one of the settings.
+    Raises as the samplers do for settings that cannot be.
     """
     os.environ['OMP_NUM_THREADS'] = str(settings['cores'])
     name = settings['model_name']
-    if checkpoint.checksum(name, models_dir) != settings['model']:
-        raise ValueError('the model in %s is not the same on all machines' % os.path.join(models_dir, name))
     text_encoder, hparams = encoder.get_encoder(name, models_dir), checkpoint.load_hparams(name, models_dir)
     with tf.Graph().as_default(), checkpoint.session(sampling=True) as sess, checkpoint.out_of_memory(
             'give a lower --batch_size than %d, or a lower --length' % settings['batch_size']):

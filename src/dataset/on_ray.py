@@ -72,9 +72,12 @@ def actor_class(settings, models_dir, out):
             """Make a shard: how many rows and tokens it has."""
             import sys
             sys.path.insert(0, source)
+            import checkpoint
             from dataset import maker
             from dataset.store import open_store
             if self.maker is None:  # not in __init__: Ray would wrap what it raises beyond recognition
+                if checkpoint.checksum(settings['model_name'], models_dir) != settings['model']:
+                    raise ValueError('the model in %s is not the same on all machines' % models_dir)
                 self.maker = self.loaded.enter_context(maker.load(settings, models_dir))
             return len(rows), sum(n_tokens for _, n_tokens in self.maker.make_shard(open_store(out), name, rows))
 
