@@ -464,11 +464,14 @@ def test_an_object_store_holds_the_same_files(undisturbed, tmp_path):
 
 @pytest.fixture
 def cluster():
-    """A Ray cluster of two nodes on this machine, each with one core: (the Cluster, the node that may be lost)."""
+    """A Ray cluster of two nodes on this machine, each with one core: (the Cluster, the node that may be lost).
+
+    That one has an address of its own: Ray 2.4 connects what we start to any node with this machine's, and it would be lost too.
+    """
     from ray.cluster_utils import Cluster
     cluster = Cluster(initialize_head=True, head_node_args={'num_cpus': 1, 'include_dashboard': False})
     try:
-        yield cluster, cluster.add_node(num_cpus=1, include_dashboard=False)
+        yield cluster, cluster.add_node(num_cpus=1, include_dashboard=False, node_ip_address='127.0.0.2')
     finally:
         cluster.shutdown()
 
