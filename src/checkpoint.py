@@ -204,6 +204,7 @@ def restore_variables(sess, variables, prefix, rounded={}):
     rounded: what is loaded in 8 bits, as int8.weights_of returns it.
     """
     from tf1 import tf
+    import int8
     with damage_told(prefix):
         reader = tf.train.load_checkpoint(prefix)
         stored = reader.get_variable_to_shape_map()
@@ -219,9 +220,7 @@ def restore_variables(sess, variables, prefix, rounded={}):
                              % (prefix, ', '.join(problems[:3]), ' and %d more' % (len(problems) - 3) if problems[3:] else ''))
         with out_of_memory('the weights in %s.* do not fit; free some, or take a smaller model' % prefix):
             saver(sess.graph, variables).restore(sess, prefix)
-            for name, (weight, _) in rounded.items():
-                matrix = reader.get_tensor(name)
-                weight.load(sess, matrix[0] if matrix.ndim == 3 else matrix.T, name)
+            int8.load(sess, rounded, reader.get_tensor)
 
 
 @contextlib.contextmanager

@@ -6,11 +6,13 @@ Each column of a weight becomes whole numbers from -127 to 127 and one scale (De
 weights are rounded, as by llama.cpp's Q8_0, and not what is multiplied with them.
 """
 from collections import namedtuple
+from concurrent import futures
 import functools
 import weakref
 
 import numpy as np
 
+import process
 from tf1 import tf
 
 MOST = 32639  # what a row's largest magnitude becomes in 16 bits: both its bytes, less 128, are then -128 to 127
@@ -42,19 +44,14 @@ class Weight(object):
         x_words = words(activation(x_RN))
         return tf.concat([words_product(x_words, part) for part in self.parts], axis=-1)
 
-    def load(self, sess, weight_NM, name):
-        """Round a float32 matrix and assign it, once in a session. Raises ValueError for a second time, and as rounded does."""
-        if sess in self.sessions:
-            raise ValueError('a session takes 8-bit weights once, as oneDNN packs them once; take another session')
-        self.sessions.add(sess)
+    def feeds(self, weight_NM, name):
+        """What the initial values of the parts are for a float32 matrix, rounded: {tensor: array}. Raises as rounded does."""
         values_NM, scale_M = rounded(weight_NM, name)
         pieces = np.array_split(values_NM, len(self.parts), self.axis)
         scales = np.array_split(scale_M, len(self.parts)) if self.axis == 1 else [scale_M] * len(self.parts)
         arrays = [array for piece_NM, scale_M in zip(pieces, scales)
                   for array in (piece_NM, scale_M / np.float32(MOST), -128 * piece_NM.sum(axis=0, dtype=np.float32))]
-        variables = [variable for part in self.parts for variable in part]
-        sess.run([variable.initializer for variable in variables],
-                 dict(zip([variable.initial_value for variable in variables], arrays)))
+        return dict(zip([variable.initial_value for part in self.parts for variable in part], arrays))
 
 
 # Rows in 16 bits.  bytes: uint8 [2R, N] or more, the words' high bytes, then the low ones.  times: how often they stand there
@@ -85,11 +82,10 @@ def whole_product(byte_RN, values_NM, bias_M):
     """byte times values plus bias, whole numbers: float32 [R, M]. byte_RN: uint8.  values_NM: int8.
 
     TensorFlow makes this operation of QuantizedMatMulWithBiasAndDequantize, and lets oneDNN pack the weights only once if they
-    are constants. Where that is said here, variables are packed once, too, and take much less memory than constants. The minima
-    and maxima say that bytes and values stand for themselves.
+    are constants. Where that is said here, variables are packed once, too, and take much less memory than constants.
     """
     inputs = [tf.bitcast(byte_RN, tf.quint8), tf.bitcast(values_NM, tf.qint8), tf.convert_to_tensor(bias_M)]
-    inputs += [tf.constant(number) for number in (0.0, 255.0, -127.0, 127.0, 0.0, 0.0)]
+    inputs += limits()
     types = {'T1': tf.quint8, 'T2': tf.qint8, 'Tbias': tf.float32, 'Toutput': tf.float32}
     attributes = {name: tf.AttrValue(type=kind.as_datatype_enum) for name, kind in types.items()}
     attributes.update({name: tf.AttrValue(b=True) for name in ('is_weight_const', 'is_bias_const')})
@@ -98,6 +94,36 @@ def whole_product(byte_RN, values_NM, bias_M):
                                                attrs=attributes, name='whole_product').outputs[0]
     product.set_shape([None, values_NM.shape.as_list()[1]])
     return product
+
+
+def load(sess, weights, read):
+    """Round matrices and assign them, all at the same time, and once in a session.
+
+    weights: as weights_of returns them.  read: function that returns the float32 array of a name, as a checkpoint has it.
+    Raises ValueError for a second time, and as rounded does.
+    """
+    if any(sess in weight.sessions for weight, _ in weights.values()):
+        raise ValueError('a session takes 8-bit weights once, as oneDNN packs them once; take another session')
+
+    def feeds(name):
+        array = read(name)  # [1, N, M], or the token embedding, [M, N]
+        return weights[name][0].feeds(array[0] if array.ndim == 3 else array.T, name)
+
+    with futures.ThreadPoolExecutor(process.n_cores()) as pool:
+        found = list(pool.map(feeds, weights))
+    variables = [variable for weight, _ in weights.values() for part in weight.parts for variable in part]
+    sess.run([variable.initializer for variable in variables], dict(pair for pairs in found for pair in pairs.items()))
+    for weight, _ in weights.values():
+        weight.sessions.add(sess)
+
+
+def limits():
+    """The least and greatest byte, value and bias, which say that they stand for themselves: made once in a graph."""
+    graph = tf.get_default_graph()
+    if not hasattr(graph, 'int8_limits'):
+        with tf.control_dependencies(None):  # outside of every loop
+            graph.int8_limits = [tf.constant(number) for number in (0.0, 255.0, -127.0, 127.0, 0.0, 0.0)]
+    return graph.int8_limits
 
 
 def rounded(weight_NM, name):

@@ -35,7 +35,7 @@ MODULES = {
     'evaluation.table': ['evaluation.benchmarks', 'files'],
     'files': [],
     'flags': ['process'],
-    'int8': ['tf1'],
+    'int8': ['process', 'tf1'],
     'kernels': ['int8', 'process', 'tf1'],
     'model': ['kernels', 'tf1'],
     'process': [],

@@ -58,7 +58,7 @@ def loaded(sess, weight_NM, n_parts=1):
     """A Weight of that matrix, made as a network makes it."""
     with tf.variable_scope('any', custom_getter=int8.getter(n_parts)):
         weight = tf.get_variable('w', [1] + list(weight_NM.shape))
-    weight.load(sess, weight_NM.astype(np.float32), 'w')
+    int8.load(sess, int8.weights_of(sess.graph), lambda name: weight_NM[None].astype(np.float32))
     return weight
 
 
