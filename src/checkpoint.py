@@ -148,24 +148,32 @@ def describe(folder, hparams, source):
     files.write_json(os.path.join(folder, 'hparams.json'), hparams.values())
 
 
+def session_config():
+    """The ConfigProto of every session: it takes GPU memory as it needs it, and runs on the CPU what a GPU cannot."""
+    from tf1 import tf
+    config = tf.ConfigProto(allow_soft_placement=True)
+    config.gpu_options.allow_growth = True
+    return config
+
+
 @contextlib.contextmanager
-def session(sampling=False):
-    """A session for a `with`: it takes GPU memory as it needs it, and runs on the CPU what a GPU cannot.
+def session(sampling=False, target='', config=None):
+    """A session for a `with`.
 
     sampling: whether it is for sampling. TensorFlow then does not optimize the graph first, which takes half a second and
         makes sampling no faster, and the parts of the work (kernels.n_parts) run at the same time, on equal parts of the cores.
+    target: of a tf.train.Server, which runs it; '' is this process alone.  config: None is session_config().
     """
     from tf1 import tf
     import kernels
     import process
-    config = tf.ConfigProto(allow_soft_placement=True)
-    config.gpu_options.allow_growth = True
+    config = config or session_config()
     if sampling:
         config.graph_options.rewrite_options.disable_meta_optimizer = True
         n = kernels.n_parts()
         if not kernels.on_gpu():
             config.inter_op_parallelism_threads, config.intra_op_parallelism_threads = n, process.n_cores() // n
-    sess = tf.Session(config=config)
+    sess = tf.Session(target, config=config)
     with sess.as_default():
         yield sess
     sess.close()  # not after Ctrl-C or an error: TensorFlow 1.12 would wait for a step that still runs

@@ -13,8 +13,6 @@ import os
 import re
 import signal
 import sys
-import threading
-import time
 
 import numpy as np
 from tqdm import tqdm
@@ -272,18 +270,11 @@ def _start_worker(encoder):
     _encoder = encoder
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process: the parent ends the others
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by SIGTERM, for which the parent may have set a handler
-    threading.Thread(target=_exit_with, args=(os.getppid(),), daemon=True).start()
+    process.end_with(os.getppid())
 
 
 def _work(chunk):
     return _encode_chunk(_encoder, chunk)
-
-
-def _exit_with(parent):
-    """End this process when its parent is gone: one that is killed cannot end its workers."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
 
 
 def training_batches(tokens, *, batch_size, n_ctx, seed, first=0):

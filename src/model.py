@@ -232,17 +232,20 @@ def token_losses(logits, tokens):
     return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=tokens[:, 1:], logits=logits[:, :-1])
 
 
-def dropout(rate, *, seed, step):
+def dropout(rate, *, seed, sequences):
     """A function drop(x, site) that zeroes each number of x with probability rate and scales up the rest.
 
-    seed: a number.  step: int32 scalar tensor. These, the site's name and the variable scope alone decide what is dropped: a
-    block that is computed again drops the same, and so does a training step that is run again.
+    seed: a number.  sequences: int64 [B], a number for each sequence of the batch, which is x's first axis or a factor of it.
+    These, the site's name and the variable scope alone decide what is dropped: a block that is computed again drops the same,
+    and so does a sequence in another batch, or in a training step that is run again.
     Source: the GPT paper, section 4.1.
     """
     def drop(x, site):
         name = '%s %s/%s' % (seed, tf.get_variable_scope().name, site)
-        site_seed = zlib.crc32(name.encode('utf-8')) % 2 ** 31
-        kept = stateless_uniform(tf.shape(x), seed=tf.stack([step, site_seed])) >= rate
+        site_seed = tf.constant(zlib.crc32(name.encode('utf-8')) % 2 ** 31, tf.int64)
+        numbers = tf.unstack(sequences)
+        draws = [stateless_uniform([tf.size(x) // len(numbers)], seed=tf.stack([number, site_seed])) for number in numbers]
+        kept = tf.reshape(tf.concat(draws, axis=0), tf.shape(x)) >= rate
         return x * tf.cast(kept, tf.float32) / (1 - rate)
 
     return drop if rate else no_dropout

@@ -7,6 +7,8 @@ import functools
 import os
 import signal
 import sys
+import threading
+import time
 
 try:
     import termios
@@ -81,8 +83,11 @@ class interruptible:
             raise KeyboardInterrupt
 
 
-def wait_for(function, *positional, **named):
-    """Call function in a thread and return its result, so that KeyboardInterrupt need not wait for TensorFlow to return."""
+def wait_for(function, *positional, meanwhile=lambda: None, **named):
+    """Call function in a thread and return its result, so that KeyboardInterrupt need not wait for TensorFlow to return.
+
+    meanwhile: called again and again until then; what it raises is raised, and the function goes on by itself.
+    """
     outcome = {}
     running = _thread.allocate_lock()
     running.acquire()
@@ -97,7 +102,7 @@ def wait_for(function, *positional, **named):
     # Not threading.Thread nor an executor: a KeyboardInterrupt inside their Python code may get lost.
     _thread.start_new_thread(call, ())
     while not running.acquire(timeout=0.1):  # short waits: a signal just before a wait is noticed only when it ends
-        pass
+        meanwhile()
     if 'error' in outcome:
         raise outcome['error']
     return outcome['value']
@@ -109,6 +114,16 @@ def n_cores():
     if limit.isdigit() and int(limit):
         return int(limit)
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+
+
+def end_with(parent):
+    """End this process when the one that has started it, number parent, is gone: one that is killed cannot end others."""
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def is_script():

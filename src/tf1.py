@@ -59,3 +59,4 @@ try:
     stateless_uniform = tf.random.stateless_uniform
 except AttributeError:  # 1.12 has the operation, but its public name is in tf.contrib, which takes seconds to import
     from tensorflow.python.ops.gen_stateless_random_ops import stateless_random_uniform as stateless_uniform
+from tensorflow.python.ops import collective_ops  # between the workers of a cluster; on neither floor has it a public name

@@ -44,10 +44,12 @@ MODULES = {
     'tensor_bundle': [],
     'tf1': [],
     'training': [],
-    'training.graph': ['model', 'tf1'],
+    'training.cluster': ['checkpoint', 'process', 'tf1', 'training.run_folder'],
+    'training.graph': ['model', 'tf1', 'training.cluster'],
+    'training.local_workers': ['process'],
     'training.record': ['files', 'tf1'],
-    'training.run': ['checkpoint', 'corpus', 'files', 'process', 'sample', 'tf1', 'training.graph', 'training.record',
-                     'training.run_folder'],
+    'training.run': ['checkpoint', 'corpus', 'files', 'sample', 'tf1', 'training.cluster', 'training.graph',
+                     'training.record', 'training.run_folder'],
     'training.run_folder': ['checkpoint', 'corpus', 'encoder', 'files', 'model', 'releases'],
 }
 every_source = pytest.mark.parametrize('path', SOURCES, ids=lambda path: os.path.relpath(path, ROOT))

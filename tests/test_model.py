@@ -242,17 +242,17 @@ def test_new_weights_start_as_the_paper_says(sess):
             assert abs(array.std() / expected - 1) < 0.05, name  # 9,216 numbers or more: five standard errors are 0.04
 
 
-def test_what_is_dropped_depends_on_seed_step_layer_and_site(sess):
+def test_what_is_dropped_depends_on_seed_sequence_layer_and_site(sess):
     """And on nothing else: a block that is computed again drops the same."""
-    step = tf.placeholder(tf.int32, [])
+    number = tf.placeholder(tf.int64, [])
 
     def kept(seed, scope, site):
         with tf.variable_scope(scope):
-            return model.dropout(0.25, seed=seed, step=step)(tf.ones([50, 40]), site) > 0
+            return model.dropout(0.25, seed=seed, sequences=number[None])(tf.ones([50, 40]), site) > 0
 
     choices = [(1, 'h0', 'attn'), (1, 'h0', 'attn'), (1, 'h1', 'attn'), (1, 'h0', 'mlp'), (2, 'h0', 'attn')]
     tensors = [kept(*choice) for choice in choices]
-    first, again, *others = sess.run(tensors, {step: 3}) + [sess.run(tensors[0], {step: 4})]
+    first, again, *others = sess.run(tensors, {number: 3}) + [sess.run(tensors[0], {number: 4})]
     assert np.array_equal(first, again)
     for other in others:
         assert 0.3 < np.mean(other != first) < 0.45  # 2 * 0.25 * 0.75 where nothing is common

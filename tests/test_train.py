@@ -131,8 +131,8 @@ def test_recomputed_blocks_drop_the_same_and_another_step_drops_other(sess):
     hparams = tiny.hparams(n_ctx=8)
     variables = build_model(hparams)
     tokens_BT = tf.constant(random_tokens(hparams, [2, hparams.n_ctx]), tf.int32)
-    step = tf.placeholder(tf.int32, [])
-    drop, places = model.dropout(0.5, seed=7, step=step), []
+    first = tf.placeholder(tf.int64, [])
+    drop, places = model.dropout(0.5, seed=7, sequences=first + np.arange(2)), []
 
     def noted_drop(x, site):
         places.append('%s/%s' % (tf.get_variable_scope().name, site))
@@ -145,7 +145,7 @@ def test_recomputed_blocks_drop_the_same_and_another_step_drops_other(sess):
     tiny.assign(sess, tiny.random_weights(hparams))
     losses = set()
     for number in (0, 1, 2 ** 31 - 1):
-        (loss, gradients), (loss_again, gradients_again) = sess.run([kept, recomputed], {step: number})
+        (loss, gradients), (loss_again, gradients_again) = sess.run([kept, recomputed], {first: number})
         assert abs(loss - loss_again) < 1e-6
         assert_close(gradients_of(variables, gradients_again), gradients_of(variables, gradients))
         losses.add(round(float(loss), 4))
@@ -161,7 +161,7 @@ def test_accumulated_batches_equal_one_large_one(sess):
     def part(i):
         return loss_and_gradients(hparams, tokens_BT[2 * i:2 * i + 2], variables, model.no_dropout, False)
 
-    outputs = [mean_of(4, part), loss_and_gradients(hparams, tokens_BT, variables, model.no_dropout, False)]
+    outputs = [mean_of(4, part, variables), loss_and_gradients(hparams, tokens_BT, variables, model.no_dropout, False)]
     tiny.assign(sess, tiny.random_weights(hparams))
     (loss, gradients), (large_loss, large_gradients) = sess.run(outputs)
     assert abs(loss - large_loss) < 1e-6
@@ -205,29 +205,32 @@ def test_dropped_embeddings_leave_nothing_of_the_input(sess):
     assert found[0] == found[1] and found[2] != found[3]
 
 
-def test_each_part_of_a_step_drops_as_the_step_of_its_number_and_by_the_seed(sess):
-    """Of 2 accumulated batches in step 3: as steps 6 and 7 would, and in no other step the same."""
+def test_each_sequence_of_a_step_drops_by_its_number_and_the_seed(sess):
+    """Of 2 accumulated batches of 2: whatever the batch that a sequence is in, and in no other place the same."""
     hparams = tiny.hparams(n_layer=1, n_ctx=8)
     graph = build(hparams, options(seed=7, dropout=0.5, batch_size=2, accumulate=2))
     tokens = random_tokens(hparams, [2, 2, hparams.n_ctx])
-    step = tf.placeholder(tf.int32, [])
-    drop = model.dropout(0.5, seed=7, step=step)
-    losses = [loss_and_gradients(hparams, tf.constant(part, tf.int32), tf.trainable_variables(), drop, False)[0]
-              for part in tokens]
+    number = tf.placeholder(tf.int64, [])
+    drop = model.dropout(0.5, seed=7, sequences=number[None])
+    losses = [loss_and_gradients(hparams, tf.constant(sequence[None], tf.int32), tf.trainable_variables(), drop, False)[0]
+              for sequence in tokens.reshape(4, -1)]
     sess.run(tf.global_variables_initializer())
     sess.run([variable.initializer for variable in tf.trainable_variables()], {
         variable.initial_value: tiny.random_weights(hparams)[variable.op.name] for variable in tf.trainable_variables()})
-    expected = [sess.run(loss, {step: number}) for loss, number in zip(losses, (6, 7))]
-    assert sess.run(graph.loss, {graph.tokens: tokens, graph.step: 3}) == pytest.approx(np.mean(expected), abs=1e-5)
+    expected = [sess.run(loss, {number: place}) for loss, place in zip(losses, (12, 13, 14, 15))]
+    found = [sess.run(graph.loss, {graph.tokens: tokens, graph.first: first}) for first in (12, 13)]
+    assert found[0] == pytest.approx(np.mean(expected), abs=1e-5) and abs(found[1] - found[0]) > 1e-4
 
 
 def test_dropout_zeroes_a_fraction_of_its_rate_and_scales_up_the_rest(sess):
     def dropped(site, scope='h0', **key):
         with tf.variable_scope(scope):
-            return model.dropout(0.25, **dict(dict(seed=1, step=tf.constant(3)), **key))(tf.fill([200, 200], 3.0), site)
+            key = dict(dict(seed=1, sequences=tf.constant([3, 9], tf.int64)), **key)
+            return model.dropout(0.25, **key)(tf.fill([200, 200], 3.0), site)
 
     first, again, *others = sess.run([dropped('a'), dropped('a'), dropped('b'), dropped('a', scope='h1'), dropped('a', seed=2),
-                                      dropped('a', step=tf.constant(4))])
+                                      dropped('a', sequences=tf.constant([4, 10], tf.int64))])
+    others.append(np.concatenate([first[100:], again[:100]]))  # the other sequence of the batch
     assert np.array_equal(first, again)
     for array in [first] + others:
         assert abs((array == 0).mean() - 0.25) < 0.015  # seven standard errors
@@ -253,7 +256,7 @@ def test_a_step_is_adam_with_decoupled_decay_of_a_clipped_mean_gradient(sess):
     mean, square = {name: 0 for name in weights}, {name: 0 for name in weights}
     tokens = random_tokens(hparams, [3, 2, 2, hparams.n_ctx])
     for step in range(1, 4):
-        feeds = {graph.tokens: tokens[step - 1], graph.step: step - 1, graph.learning_rate: rate}
+        feeds = {graph.tokens: tokens[step - 1], graph.first: 4 * step, graph.learning_rate: rate}
         gradients = gradients_of(variables, sess.run(gradient_tensors, feeds))
         norm = np.sqrt(sum((gradient.astype(np.float64) ** 2).sum() for gradient in gradients.values()))
         assert norm > clip  # or clipping would not be seen
@@ -270,6 +273,34 @@ def test_a_step_is_adam_with_decoupled_decay_of_a_clipped_mean_gradient(sess):
             clear = np.abs(gradient) > 1e-5  # Adam makes a full step of a gradient that is nothing but rounding
             assert clear.mean() > 0.6 and np.abs(found[name] - expected)[clear].max() < 2e-6, name
         weights = found
+
+
+@pytest.mark.parametrize('recompute', [False, True])
+@pytest.mark.parametrize('accumulate', [1, 2])
+def test_train_only_changes_what_it_names_as_all_would(sess, recompute, accumulate):
+    """And keeps Adam's averages of nothing else."""
+    hparams = tiny.hparams()
+    tokens = random_tokens(hparams, [accumulate, 2, hparams.n_ctx])
+    found, states = [], []
+    for train_only in (None, 'h1/mlp|ln_f'):
+        with tf.Graph().as_default(), tf.Session() as sess:
+            graph = build(hparams, options(dropout=0, batch_size=2, accumulate=accumulate, recompute=recompute, clip=1e9,
+                                           train_only=train_only))
+            sess.run(tf.global_variables_initializer())
+            sess.run([variable.initializer for variable in tf.trainable_variables()], {
+                variable.initial_value: tiny.random_weights(hparams)[variable.op.name] for variable in tf.trainable_variables()})
+            sess.run(graph.update, {graph.tokens: tokens, graph.first: 0, graph.learning_rate: 0.01})
+            found.append(gradients_of(tf.trainable_variables(), sess.run(tf.trainable_variables())))
+            states.append({name.replace('/Adam_1', '').replace('/Adam', '') for name in graph.state if 'beta' not in name})
+    named = {name for name in found[0] if re.search('h1/mlp|ln_f', name)}
+    assert 0 < len(named) < len(found[0]) and states == [set(found[0]), named]
+    for name, weights in tiny.random_weights(hparams).items():
+        assert np.abs(found[1][name] - (found[0] if name in named else {name: weights})[name]).max() < 1e-5, name
+
+
+def test_a_pattern_that_names_nothing_is_told_the_names(sess):
+    with pytest.raises(ValueError, match='--train_only h99/ is found in no name of a variable; they are named model/.*h0/mlp'):
+        build(tiny.hparams(), options(train_only='h99/'))
 
 
 def test_gradients_are_scaled_down_together_and_never_up(sess):
@@ -294,7 +325,7 @@ def test_one_batch_is_learnt_by_heart(sess):
     graph = build(hparams, options(dropout=0, batch_size=2, accumulate=1, weight_decay=0))
     sess.run(tf.global_variables_initializer())
     tokens = random_tokens(hparams, [1, 2, hparams.n_ctx])
-    losses = [sess.run([graph.loss, graph.update], {graph.tokens: tokens, graph.step: step, graph.learning_rate: 0.01})[0]
+    losses = [sess.run([graph.loss, graph.update], {graph.tokens: tokens, graph.first: 2 * step, graph.learning_rate: 0.01})[0]
               for step in range(120)]
     assert abs(losses[0] - math.log(hparams.n_vocab)) < 0.1  # at first every token is as likely
     assert losses[-1] < 0.02
@@ -596,7 +627,7 @@ def test_what_is_computed_leaves_the_main_thread_free_to_hear_of_ctrl_c(run, mon
 
 def test_new_weights_are_those_of_the_seed(models_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(training.run, 'build',
-                        lambda hparams, options: SimpleNamespace(state={}, variables=build_model(hparams)))
+                        lambda hparams, options, cluster: SimpleNamespace(state={}, variables=build_model(hparams)))
     found = []
     for seed in (3, 3, 4):
         folder = str(tmp_path / ('%d' % len(found)))
@@ -608,10 +639,23 @@ def test_new_weights_are_those_of_the_seed(models_dir, tmp_path, monkeypatch):
 
 
 def test_a_sample_is_shown_without_the_token_that_it_starts_from(run, monkeypatch, capfd):
-    monkeypatch.setattr(run, 'sample', tf.constant([[256, 72, 105, 256]]) - 0)
-    run.print_sample()
+    monkeypatch.setattr(run, 'samples', [tf.constant([[256] + run.encoder.encode('hi') + [256]]) - 0,
+                                       tf.constant([run.encoder.encode('ho')]) - 0])
+    run.print_samples()
     shown = capfd.readouterr().err
-    assert 'SAMPLE AT STEP %d' % run.step in shown and not re.search(r'=\n<\|endoftext', shown)
+    assert re.findall(r'SAMPLE AT STEP %d =+\n(.*)' % run.step, shown) == ['hi<|endoftext|>', 'ho']
+
+
+def test_a_sample_goes_on_from_the_prompt(run, monkeypatch):
+    """The model's likeliest tokens after it, and one from nothing beside it; a prompt that leaves no room is refused."""
+    with_flags(monkeypatch, run, sample_every=1, sample_prompt='Once upon')
+    from_nothing, from_prompt = run.compute(run.build_samples(), {})
+    assert from_nothing[0, 0] == run.encoder.end_of_text
+    assert run.encoder.decode(from_prompt[0]).startswith('Once upon') and from_prompt.shape[1] == 16
+    for prompt in ('', 'x' * 16):
+        with_flags(monkeypatch, run, sample_every=1, sample_prompt=prompt)
+        with pytest.raises(ValueError, match='it must have 1 to 15'):
+            run.build_samples()
 
 
 # The best by the valid loss
@@ -704,9 +748,9 @@ def test_a_second_ctrl_c_says_that_nothing_was_saved_since(models_dir, unbroken,
     assert 'unbroken is stopped at once; the last save is that of step 120\n' in capfd.readouterr().err
 
 
-def quick_init(run, sess, folder, flags, hparams, text_encoder):
+def quick_init(run, sess, folder, flags, hparams, text_encoder, cluster):
     """A Run that has no graph."""
-    vars(run).update(folder=folder, options=flags, hparams=hparams, stopping=False, best={}, valid_loss=None)
+    vars(run).update(folder=folder, options=flags, hparams=hparams, cluster=cluster, stopping=False, best={}, valid_loss=None)
     run.step = run.saved = run_folder.last_save(folder)
 
 
@@ -887,7 +931,7 @@ def test_dropout_is_for_training_alone(run):
     expected = reference.token_losses(logits, tokens).mean()
     assert run.measure(tokens.ravel()) == pytest.approx(expected, abs=1e-5)
     assert run.measure(np.append(tokens, [1, 2, 3])) == pytest.approx(expected, abs=1e-5)  # less than a window is left out
-    training = [run.sess.run(run.graph.loss, {run.graph.tokens: tokens[:4].reshape([2, 2, 16]), run.graph.step: step})
+    training = [run.sess.run(run.graph.loss, {run.graph.tokens: tokens[:4].reshape([2, 2, 16]), run.graph.first: 4 * step})
                 for step in (1, 2)]
     assert training[0] != training[1]
 

@@ -1,33 +1,43 @@
 """A training step as a TensorFlow graph: loss, gradients, update."""
 from collections import namedtuple
 import math
+import re
+
+import numpy as np
 
 import model
 from tf1 import tf
+from training.cluster import Cluster
 
 BETAS = 0.9, 0.95  # of Adam, as Brown et al. 2020 (arXiv:2005.14165), appendix B
 
-Graph = namedtuple('Graph', 'tokens learning_rate step loss norm update valid_tokens valid_losses state')
-# tokens: int32 [accumulate, B, T] placeholder    learning_rate, step: scalar placeholders
-# loss: nats a token, before the update    norm: that of the gradient, before clipping
+Graph = namedtuple('Graph', 'tokens learning_rate first loss norm update valid_tokens valid_losses state')
+# tokens: int32 [accumulate, B, T] placeholder    learning_rate: scalar placeholder
+# first: int64 scalar placeholder, the number of the first of these sequences in the whole training
+# loss: nats a token, before the update, over all workers    norm: that of the gradient, before clipping
 # valid_tokens: int32 [B, T] placeholder    valid_losses: [B, T - 1] nats, without dropout
 # state: the optimizer's {name: variable}
 
 
-def build(hparams, options):
-    """The Graph of a step with train.py's flags. Its variables are the model's, under 'model', and the optimizer's."""
+def build(hparams, options, cluster=Cluster()):
+    """The Graph of a step with train.py's flags. Its variables are the model's, under 'model', and the optimizer's.
+
+    Raises ValueError if train_only names no variable.
+    """
     tokens_ABT = tf.placeholder(tf.int32, [options.accumulate, options.batch_size, hparams.n_ctx])
-    step = tf.placeholder(tf.int32, [])
+    first = tf.placeholder(tf.int64, [])
     learning_rate = tf.placeholder(tf.float32, [])
     valid_BT = tf.placeholder(tf.int32, [None, hparams.n_ctx])
     valid_losses = model.token_losses(model.model(hparams, valid_BT)['logits'], valid_BT)
-    variables = tf.trainable_variables()
+    variables = learnt_variables(options.train_only)
 
     def compute(i):
-        drop = model.dropout(options.dropout, seed=options.seed, step=step * options.accumulate + i)
+        sequences = first + tf.cast(i, tf.int64) * options.batch_size + np.arange(options.batch_size)
+        drop = model.dropout(options.dropout, seed=options.seed, sequences=sequences)
         return loss_and_gradients(hparams, tokens_ABT[i], variables, drop, recompute=options.recompute)
 
-    loss, gradients = mean_of(options.accumulate, compute)
+    loss, gradients = mean_of(options.accumulate, compute, variables)
+    loss, *gradients = cluster.mean([loss] + gradients)
     clipped, norm = clip_by_norm(gradients, options.clip)
     optimizer = tf.train.AdamOptimizer(learning_rate, *BETAS)
     # Weight decay apart from the gradient: Loshchilov and Hutter 2017 (arXiv:1711.05101). Gains and biases do not decay.
@@ -36,11 +46,21 @@ def build(hparams, options):
                   for variable in variables if len(variable.shape) > 1]
     with tf.control_dependencies(decays):
         update = optimizer.apply_gradients(zip(clipped, variables))
-    return Graph(tokens_ABT, learning_rate, step, loss, norm, update, valid_BT, valid_losses,
+    return Graph(tokens_ABT, learning_rate, first, loss, norm, update, valid_BT, valid_losses,
                  {variable.op.name: variable for variable in optimizer.variables()})
 
 
-def mean_of(n, compute):
+def learnt_variables(pattern):
+    """The variables to train: those in whose name the regular expression is found, or all. Raises ValueError for none."""
+    variables = [variable for variable in tf.trainable_variables() if re.search(pattern or '', variable.op.name)]
+    if not variables:
+        raise ValueError('--train_only %s is found in no name of a variable; they are named %s' % (
+            pattern, ', '.join(variable.op.name for variable in tf.trainable_variables() if '/h0/' in variable.op.name
+                               or '/h' not in variable.op.name)))
+    return variables
+
+
+def mean_of(n, compute, variables):
     """The mean loss and gradients of compute(0) ... compute(n - 1), run one after the other: the memory is that of one."""
     if n == 1:
         return compute(0)
@@ -49,7 +69,7 @@ def mean_of(n, compute):
         more_loss, more_gradients = compute(i)
         return [i + 1, loss + more_loss] + [a + b for a, b in zip(gradients, more_gradients)]
 
-    zeros = [tf.zeros(variable.shape) for variable in tf.trainable_variables()]
+    zeros = [tf.zeros(variable.shape) for variable in variables]
     sums = tf.while_loop(lambda i, *_: i < n, add, [0, 0.0] + zeros, parallel_iterations=1, back_prop=False)
     return sums[1] / n, [gradient / n for gradient in sums[2:]]
 

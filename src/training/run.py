@@ -9,10 +9,10 @@ from tqdm import tqdm
 import checkpoint
 import corpus
 import files
-import process
 import sample
 from tf1 import tf
 from training import run_folder
+from training.cluster import Cluster
 from training.graph import build, learning_rate_at
 from training.record import Record
 
@@ -23,27 +23,44 @@ class Run(object):
     """A training run: a session of the graph, and the folder that it is saved in and resumed from.
 
     text_encoder, hparams: those of the model, as run_folder.prepare returns them.
+    cluster: of the workers that train it, of which the chief alone writes into the folder, measures and reports.
     """
 
-    def __init__(self, sess, folder, options, hparams, text_encoder):
+    def __init__(self, sess, folder, options, hparams, text_encoder, cluster=Cluster()):
         self.sess, self.folder, self.options, self.hparams, self.encoder = sess, folder, options, hparams, text_encoder
+        self.cluster = cluster
         self.stopping = False  # whether Ctrl-C was pressed
         self.valid_loss = None  # as last measured
         self.best = run_folder.read_note(folder, 'best.json')  # the lowest: step, valid_loss_nats, text
         self.told = time.time()  # when report() last printed a line
         tf.set_random_seed(options.seed)
-        self.graph = build(hparams, options)
-        self.sample = options.sample_every and sample.sample_sequence(
-            hparams=hparams, length=hparams.n_ctx - 1, start_token=text_encoder.end_of_text, batch_size=1, top_k=40,
-            end_token=text_encoder.end_of_text)
-        self.compute(tf.global_variables_initializer(), {})
-        self.saved = self.restore()
+        with tf.device(cluster.device):
+            self.graph = build(hparams, options, cluster)
+            self.samples = self.build_samples() if options.sample_every and cluster.is_chief else []
+            self.compute(tf.global_variables_initializer(), {})
+        self.saved = self.restore() if cluster.is_chief else None
+        saved = int(cluster.exchange([-1 if self.saved is None else self.saved])[0, 0])
+        self.saved = None if saved < 0 else saved
+        cluster.share(sess, list(checkpoint.model_variables(sess.graph).values()) + list(self.graph.state.values()))
         self.step = self.saved or 0
-        run_folder.remove_unfinished(folder)
-        self.record = Record(run_folder.inside(folder, ''), first_step=0 if self.saved is None else self.saved + 1)
-        losses = (figures['loss_nats'] for figures in self.record.read() if 'loss_nats' in figures)
-        self.first_loss = next(losses, None)  # that of the run's first step
+        self.first_loss = None  # that of the run's first step
         self.was_too_high = False  # whether the last step's loss was
+        if cluster.is_chief:
+            run_folder.remove_unfinished(folder)
+            self.record = Record(run_folder.inside(folder, ''), first_step=0 if self.saved is None else self.saved + 1)
+            self.first_loss = next((figures['loss_nats'] for figures in self.record.read() if 'loss_nats' in figures), None)
+
+    def build_samples(self):
+        """Texts to show now and then: tensors of their tokens, one from nothing, and one from the prompt if there is one."""
+        end_of_text, n_ctx = self.encoder.end_of_text, self.hparams.n_ctx
+        starts = [{'start_token': end_of_text, 'length': n_ctx - 1}]
+        if self.options.sample_prompt is not None:
+            prompt = self.encoder.encode(self.options.sample_prompt)
+            if not 0 < len(prompt) < n_ctx:
+                raise ValueError('--sample_prompt has %d tokens; it must have 1 to %d' % (len(prompt), n_ctx - 1))
+            starts.append({'context': [prompt], 'length': n_ctx - len(prompt)})
+        return [sample.sample_sequence(hparams=self.hparams, batch_size=1, top_k=40, end_token=end_of_text, **start)
+                for start in starts]
 
     def restore(self):
         """Load the last save, or the model to start from, if any. Returns the step of the save, or None."""
@@ -62,6 +79,9 @@ class Run(object):
 
         batch: the last one learnt, int32 [any, n_ctx]. Raises ValueError, and saves nothing, if its loss shows divergence.
         """
+        if not self.cluster.is_chief:
+            self.saved = self.step
+            return
         loss = self.mean_loss(batch[:self.options.batch_size])  # one_step() computed it before its update
         if self.too_high(loss):
             raise self.diverged('a loss of %.4g nats, far above the %.2f of a guess' % (loss, math.log(self.hparams.n_vocab)))
@@ -89,47 +109,51 @@ class Run(object):
 
         tokens, valid_tokens: from corpus.load_tokens, at least n_ctx of them; valid_tokens may be None.
         """
-        options = self.options
-        batches = corpus.training_batches(tokens, batch_size=options.accumulate * options.batch_size,
+        options, cluster = self.options, self.cluster
+        batches = corpus.training_batches(tokens, batch_size=cluster.n_workers * options.accumulate * options.batch_size,
                                           n_ctx=self.hparams.n_ctx, seed=options.seed, first=self.step)
         self.began = time.time(), self.step  # for the time left
-        with tqdm(total=options.steps, initial=self.step, unit='step', disable=None) as bar:
-            if self.saved is None or self.best.get('text') != run_folder.fingerprint(valid_tokens):
+        with tqdm(total=options.steps, initial=self.step, unit='step', disable=None if cluster.is_chief else True) as bar:
+            if cluster.is_chief and (self.saved is None or self.best.get('text') != run_folder.fingerprint(valid_tokens)):
                 figures = self.validate(valid_tokens)  # to compare the later losses with
                 if figures:
                     self.report(dict(figures, step=self.step), bar)
-            while self.step < options.steps and not self.stopping:
+            while self.step < options.steps and not cluster.any(self.stopping):
                 batch = next(batches)
                 figures = self.one_step(batch)
-                if self.is_due(options.valid_every):
-                    figures.update(self.validate(valid_tokens))
-                self.report(figures, bar)
-                if self.is_due(options.sample_every):
-                    self.print_sample()
+                if cluster.is_chief:
+                    if self.is_due(options.valid_every):
+                        figures.update(self.validate(valid_tokens))
+                    self.report(figures, bar)
+                    if self.is_due(options.sample_every):
+                        self.print_samples()
                 if self.is_due(options.save_every):
                     self.save(batch)
         if self.step != (self.saved or 0):
             self.save(batch)
+        cluster.finish()
 
     def one_step(self, batch):
-        """Learn one batch, int32 [accumulate * batch_size, n_ctx].
+        """Learn one batch, int32 [n_workers * accumulate * batch_size, n_ctx], of which each worker takes its part.
 
         Returns its line of metrics.jsonl, as a dict. Raises ValueError if the loss or the gradient is not finite.
         """
         options, graph = self.options, self.graph
+        n_own = options.accumulate * options.batch_size
+        first = self.cluster.index * n_own
         began = time.time()
         rate = learning_rate_at(self.step, peak=options.learning_rate, warmup=options.warmup,
                                 decay=options.steps if options.decay is None else options.decay)
         loss, norm, _ = self.compute([graph.loss, graph.norm, graph.update], {
-            graph.tokens: batch.reshape(options.accumulate, options.batch_size, -1),
+            graph.tokens: batch[first:first + n_own].reshape(options.accumulate, options.batch_size, -1),
             graph.learning_rate: rate,
-            graph.step: self.step})
+            graph.first: self.step * len(batch) + first})
         self.step += 1
         if not np.isfinite([loss, norm]).all():
             raise self.diverged('a loss of %s and a gradient of norm %s' % (loss, norm))
         if self.first_loss is None:
             self.first_loss = float(loss)
-        if self.too_high(loss) and not self.was_too_high:
+        if self.cluster.is_chief and self.too_high(loss) and not self.was_too_high:
             run_folder.tell('step %d: a loss of %.4g is far above the %.2f of a guess; if it stays there, lower --learning_rate'
                             % (self.step, loss, math.log(self.hparams.n_vocab)))
         self.was_too_high = self.too_high(loss)
@@ -139,7 +163,7 @@ class Run(object):
     def compute(self, tensors, feeds):
         """sess.run(), but it raises ValueError if memory is short."""
         with checkpoint.out_of_memory('give a lower --batch_size (with a higher --accumulate) or --recompute'):
-            return process.wait_for(self.sess.run, tensors, feeds)
+            return self.cluster.run(self.sess.run, tensors, feeds)
 
     def too_high(self, loss):
         """Whether a loss is more than 3 nats above that of a guess, all tokens being equally likely, and of the first step.
@@ -217,10 +241,12 @@ class Run(object):
             raise self.diverged('a measured loss of %s' % loss)
         return loss
 
-    def print_sample(self):
-        """Print a text by the model as it is now."""
-        text = self.encoder.decode(self.compute(self.sample, {})[0, 1:])
-        run_folder.tell('%s SAMPLE AT STEP %d %s\n%s' % ('=' * 20, self.step, '=' * 20, text))
+    def print_samples(self):
+        """Print texts by the model as it is now."""
+        for tokens_BT in self.samples:
+            tokens = self.compute(tokens_BT, {})[0]
+            text = self.encoder.decode(tokens[int(tokens[0] == self.encoder.end_of_text):])  # one that began from nothing
+            run_folder.tell('%s SAMPLE AT STEP %d %s\n%s' % ('=' * 20, self.step, '=' * 20, text))
 
     def report(self, figures, bar):
         """Show figures, a line of metrics.jsonl, on the bar, or without a terminal in a line now and then; and record them."""

@@ -18,6 +18,9 @@ import files
 import releases
 
 
+PLACES = 'run_name', 'models_dir', 'data', 'valid', 'hparams', 'vocab'  # flags that say where files are, not what is in them
+
+
 def inside(folder, name):
     """The path of one of the run's own files, in `training`."""
     return os.path.join(folder, 'training', name)
@@ -96,12 +99,44 @@ def prepare(folder, options):
     valid_tokens = None if options.valid is None else load_tokens(folder, text_encoder, hparams.n_ctx, options.valid)
     tokens = load_tokens(folder, text_encoder, hparams.n_ctx, options.data)
     tell('%s: %s; a step is %d tokens, and the text has %d' % (
-        folder, where, options.accumulate * options.batch_size * hparams.n_ctx, len(tokens)))
+        folder, where, batch_sequences(vars(options)) * hparams.n_ctx, len(tokens)))
     now = {name: value for name, value in vars(options).items() if name not in ('run_name', 'models_dir')}
     now.update(data_tokens=fingerprint(tokens), valid_tokens=fingerprint(valid_tokens))
     tell_changes(before, now)
     files.write_json(inside(folder, 'options.json'), now)
     return text_encoder, hparams, tokens, valid_tokens
+
+
+def join(folder, options):
+    """What prepare() returns, for a worker that only reads. The chief has prepared the folder, here or on another machine's disk.
+
+    Raises ValueError if the vocabulary is neither in the folder nor in what the flags start from.
+    """
+    is_here = os.path.exists(os.path.join(folder, 'hparams.json'))
+    if is_here and (last_save(folder) or 0) >= options.steps:
+        return None
+    hparams, source = (None, folder) if is_here else origin(options)
+    if source is None:
+        raise ValueError('the vocabulary that worker 0 has learnt is not in %s; copy that folder here from worker 0, or give all '
+                         'workers the same disk' % folder)
+    hparams = hparams or checkpoint.load_hparams(*releases.name_and_dir(folder))
+    text_encoder = encoder.get_encoder(*releases.name_and_dir(source))
+    os.makedirs(inside(folder, ''), exist_ok=True)  # so that this is the folder of a run, and may have its cache
+    valid_tokens = None if options.valid is None else load_tokens(folder, text_encoder, hparams.n_ctx, options.valid)
+    return text_encoder, hparams, load_tokens(folder, text_encoder, hparams.n_ctx, options.data), valid_tokens
+
+
+def facts(options, text_encoder, hparams, tokens, valid_tokens):
+    """What all workers of a run must have the same: [(name, value)]. The arguments are what prepare() is given and returns."""
+    flags = [('--' + name, value) for name, value in sorted(vars(options).items()) if name not in PLACES]
+    return flags + [('vocabulary', sorted(text_encoder.encoder.items()) + sorted(text_encoder.bpe_ranks.items())),
+                    ('hparams.json', sorted(hparams.values().items())),
+                    ('text of --data', fingerprint(tokens)), ('text of --valid', fingerprint(valid_tokens))]
+
+
+def batch_sequences(values):
+    """How many sequences a step learns. values: the flags, as a dict; runs of a time when there were no workers have none."""
+    return values.get('workers', 1) * values['accumulate'] * values['batch_size']
 
 
 def check_origin(folder, options, before):
@@ -116,10 +151,10 @@ def check_origin(folder, options, before):
     def shown(name, value):
         return 'no --' + name if value is None else '--%s %s' % (name, value)
 
-    for name in ('model_name', 'vocab_size'):
+    for name in ('model_name', 'vocab_size', 'train_only'):
         value = getattr(options, name)
-        if name in before and before[name] != value:
-            refuse(shown(name, before[name]), shown(name, value))
+        if before and before.get(name) != value:
+            refuse(shown(name, before.get(name)), shown(name, value))
     if options.model_name is None:
         hparams, source = origin(options)
         for name, value in sorted(checkpoint.load_hparams(*releases.name_and_dir(folder)).values().items()):
@@ -138,7 +173,7 @@ def tell_changes(before, now):
              'the text of --' + name.split('_')[0] for name in changed]
     if words:
         tell('changed since the last start: ' + ', '.join(words))
-    if {'batch_size', 'accumulate', 'seed', 'data_tokens'} & set(changed):
+    if {'seed', 'data_tokens'} & set(changed) or before and batch_sequences(before) != batch_sequences(now):
         tell('the order of the text changes here: this pass over it may repeat some parts and leave out others')
 
 

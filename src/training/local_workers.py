@@ -1,0 +1,96 @@
+"""Workers on one machine: processes of the same script, each with a GPU of its own, or with a share of the cores."""
+import contextlib
+import glob
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+import process
+
+LAUNCHER = 'GPT2_TRAIN_LAUNCHER'  # the environment variable that gives a worker the number of the process that started it
+PATIENCE = 60  # seconds between the end of the first worker and that of the last
+
+
+def run(script, options):
+    """Run train.py's flags by as many processes as they say; return when all have ended.
+
+    Ctrl-C and SIGTERM are passed on. When one process fails, all are ended.
+    Raises ValueError with what that one said, unless it is worker 0, which says so itself; then SystemExit.
+    """
+    n = options.workers
+    addresses = free_addresses(n)
+    gpus = visible_gpus()
+    if gpus and len(gpus) < n:
+        raise ValueError('--workers is %d, and this machine has %d GPUs; give as many, or hide them: CUDA_VISIBLE_DEVICES=-1'
+                         % (n, len(gpus)))
+    command = [sys.executable, script] + ['--%s=%s' % (name, value) for name, value in sorted(vars(options).items())
+                                          if name != 'workers' and value is not None]
+    with contextlib.ExitStack() as opened:
+        workers, said = [], [None] + [opened.enter_context(tempfile.TemporaryFile()) for _ in range(n - 1)]
+        opened.callback(lambda: [worker.kill() for worker in workers])
+
+        def pass_on():
+            for worker in workers:
+                worker.send_signal(signal.SIGINT)
+
+        opened.enter_context(process.interruptible(pass_on))
+        for index in range(n):
+            task = {'cluster': {'worker': addresses}, 'task': {'type': 'worker', 'index': index}}
+            environment = dict(os.environ, TF_CONFIG=json.dumps(task), OMP_NUM_THREADS=str(max(1, process.n_cores() // n)))
+            environment[LAUNCHER] = str(os.getpid())
+            if gpus:
+                environment['CUDA_VISIBLE_DEVICES'] = gpus[index]
+            # A session of its own, since Ctrl-C in a terminal reaches all processes of a session, and is passed on as well.
+            workers.append(subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stderr=said[index],
+                                            start_new_session=True))
+        deadline = None
+        while any(worker.poll() is None for worker in workers):
+            failed = [index for index, worker in enumerate(workers) if worker.poll()]
+            if failed or deadline and time.time() > deadline:
+                break
+            if deadline is None and any(worker.poll() == 0 for worker in workers):
+                deadline = time.time() + PATIENCE
+            time.sleep(0.1)
+        failed = [index for index, worker in enumerate(workers) if worker.poll() != 0]
+        failed.sort(key=lambda index: workers[index].poll() is None)  # those that failed before those that still run
+        if failed:
+            tell_end(failed[0], workers[failed[0]].poll(), said[failed[0]])
+
+
+def tell_end(index, status, said):
+    """Raise what is to be said of a worker that failed. said: the file of its messages; worker 0 shows them itself."""
+    if status is not None and status < 0:
+        raise ValueError('worker %d was ended by signal %d; the same command goes on from the last save' % (index, -status))
+    if said is None:
+        raise SystemExit(1)
+    said.seek(0)
+    lines = said.read().decode('utf-8', 'replace').strip().split('\n')
+    raise ValueError('worker %d: %s' % (index, lines[-1].partition('.py: ')[2] or lines[-1]))
+
+
+def free_addresses(n):
+    """Addresses on this machine that nothing listens to."""
+    with contextlib.ExitStack() as opened:
+        probes = [opened.enter_context(contextlib.closing(socket.socket())) for _ in range(n)]
+        for probe in probes:
+            probe.bind(('localhost', 0))
+        return ['localhost:%d' % probe.getsockname()[1] for probe in probes]
+
+
+def visible_gpus():
+    """The numbers of the GPUs that this process may use, as texts."""
+    visible = os.environ.get('CUDA_VISIBLE_DEVICES')
+    if visible is not None:
+        return [number.strip() for number in visible.split(',') if number.strip() not in ('', '-1')]
+    return sorted(path[len('/dev/nvidia'):] for path in glob.glob('/dev/nvidia[0-9]*'))
+
+
+def end_with_the_others():
+    """In a worker that run() has started: end when the process of run() is gone, even if it was killed."""
+    if LAUNCHER in os.environ:
+        process.end_with(int(os.environ[LAUNCHER]))
