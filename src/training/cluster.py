@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import math
+import signal
 import socket
 import threading
 import time
@@ -61,6 +62,7 @@ class Cluster(object):
         self.sums = {}  # {n: (placeholder, sum over the workers)} of n numbers from each
         self.lost = None  # what there is to say of a worker that was lost
         self.deadline = math.inf  # for what is exchanged
+        self.crashes = {}  # not empty if TensorFlow has crashed
 
     # Before a session
 
@@ -93,6 +95,11 @@ class Cluster(object):
         self.server = tf.train.Server({'worker': self.addresses}, 'worker', self.index, config=self.config)
         for index in range(self.n_workers):
             self.wait_for(index)
+        if not hasattr(tf, 'disable_v2_behavior'):
+            # TensorFlow 1.12 crashes in a thread of its own when the worker that sends to this one is lost. With a handler, that
+            # thread meets with the same fault over and over, and the others can say what has happened. The handler is a function
+            # in C, since the next fault would interrupt one in Python.
+            signal.signal(signal.SIGSEGV, self.crashes.setdefault)
         threading.Thread(target=self.watch, daemon=True).start()
         self.exchanging = tf.Session(self.server.target, tf.Graph(), self.config)
 
@@ -178,12 +185,16 @@ class Cluster(object):
             return process.wait_for(function, *positional, meanwhile=self.check)
         except tf.errors.ResourceExhaustedError:
             raise
-        except tf.errors.OpError:  # of the connection to a worker that has ended; we are about to hear of it
-            deadline = time.time() + SILENCE
-            while time.time() < deadline:
-                self.check()
-                time.sleep(0.1)
+        except tf.errors.OpError:
+            self.explain()
             raise
+
+    def explain(self):
+        """After an error of the runtime: raises ValueError if a worker is lost, which is noticed a little later."""
+        deadline = time.time() + SILENCE
+        while time.time() < deadline:
+            self.check()
+            time.sleep(0.1)
 
     def check(self):
         """Raises ValueError if another worker is lost."""
@@ -193,6 +204,7 @@ class Cluster(object):
     def watch(self):
         """Notice when another worker is lost. The chief watches all, and all watch the chief, which ends when it loses one."""
         heard = {index: time.time() for index in (range(1, self.n_workers) if self.is_chief else [0])}
+        crashed = None
         while self.deadline == math.inf and not self.lost:
             for index in heard:
                 answer = reached(self.addresses[index])
@@ -201,6 +213,10 @@ class Cluster(object):
                 elif answer is False or time.time() - heard[index] > SILENCE:
                     self.lost = ('worker %d, at %s, has %s; the same command, for all workers, goes on from the last save' % (
                         index, self.addresses[index], 'ended' if answer is False else 'not answered for %d seconds' % SILENCE))
+            if self.crashes:
+                crashed = crashed or time.time()
+                if time.time() - crashed > SILENCE:
+                    self.lost = 'TensorFlow has crashed; the same command, for all workers, goes on from the last save'
             time.sleep(1)
 
 

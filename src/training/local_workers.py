@@ -2,6 +2,7 @@
 import contextlib
 import glob
 import json
+import math
 import os
 import signal
 import socket
@@ -13,13 +14,13 @@ import time
 import process
 
 LAUNCHER = 'GPT2_TRAIN_LAUNCHER'  # the environment variable that gives a worker the number of the process that started it
-PATIENCE = 60  # seconds between the end of the first worker and that of the last
+PATIENCE = 60  # seconds after the end of one worker in which the others may end
 
 
 def run(script, options):
     """Run train.py's flags by as many processes as they say; return when all have ended.
 
-    Ctrl-C and SIGTERM are passed on. When one process fails, all are ended.
+    Ctrl-C and SIGTERM are passed on. When one process fails, all are ended; when one is done, the others have a minute.
     Raises ValueError with what that one said, unless it is worker 0, which says so itself; then SystemExit.
     """
     n = options.workers
@@ -32,13 +33,8 @@ def run(script, options):
                                           if name != 'workers' and value is not None]
     with contextlib.ExitStack() as opened:
         workers, said = [], [None] + [opened.enter_context(tempfile.TemporaryFile()) for _ in range(n - 1)]
-        opened.callback(lambda: [worker.kill() for worker in workers])
-
-        def pass_on():
-            for worker in workers:
-                worker.send_signal(signal.SIGINT)
-
-        opened.enter_context(process.interruptible(pass_on))
+        opened.callback(end, workers)
+        opened.enter_context(process.interruptible(lambda: [worker.send_signal(signal.SIGINT) for worker in workers]))
         for index in range(n):
             task = {'cluster': {'worker': addresses}, 'task': {'type': 'worker', 'index': index}}
             environment = dict(os.environ, TF_CONFIG=json.dumps(task), OMP_NUM_THREADS=str(max(1, process.n_cores() // n)))
@@ -48,23 +44,29 @@ def run(script, options):
             # A session of its own, since Ctrl-C in a terminal reaches all processes of a session, and is passed on as well.
             workers.append(subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stderr=said[index],
                                             start_new_session=True))
-        deadline = None
-        while any(worker.poll() is None for worker in workers):
-            failed = [index for index, worker in enumerate(workers) if worker.poll()]
-            if failed or deadline and time.time() > deadline:
-                break
-            if deadline is None and any(worker.poll() == 0 for worker in workers):
-                deadline = time.time() + PATIENCE
+        deadline = math.inf
+        while time.time() < deadline:
+            ended = [worker.poll() for worker in workers]
+            for index, status in enumerate(ended):
+                if status:
+                    raise_end(index, status, said[index])
+            if ended.count(0) == n:
+                return
+            if 0 in ended:
+                deadline = min(deadline, time.time() + PATIENCE)
             time.sleep(0.1)
-        failed = [index for index, worker in enumerate(workers) if worker.poll() != 0]
-        failed.sort(key=lambda index: workers[index].poll() is None)  # those that failed before those that still run
-        if failed:
-            tell_end(failed[0], workers[failed[0]].poll(), said[failed[0]])
 
 
-def tell_end(index, status, said):
-    """Raise what is to be said of a worker that failed. said: the file of its messages; worker 0 shows them itself."""
-    if status is not None and status < 0:
+def end(workers):
+    """End processes, at once."""
+    for worker in workers:
+        worker.kill()
+        worker.wait()
+
+
+def raise_end(index, status, said):
+    """Raise what there is to say of a worker that failed. said: the file of its messages; worker 0 shows them itself."""
+    if status < 0:
         raise ValueError('worker %d was ended by signal %d; the same command goes on from the last save' % (index, -status))
     if said is None:
         raise SystemExit(1)
