@@ -173,7 +173,7 @@ def session(sampling=False, target='', config=None):
         n = kernels.n_parts()
         if not kernels.on_gpu():
             config.inter_op_parallelism_threads, config.intra_op_parallelism_threads = n, process.n_cores() // n
-    sess = tf.Session(target, config=config)
+    sess = tf.Session(target=target, config=config)
     with sess.as_default():
         yield sess
     sess.close()  # not after Ctrl-C or an error: TensorFlow 1.12 would wait for a step that still runs
