@@ -34,13 +34,14 @@ def load(model_name, models_dir, options, precision='float32'):
     """A Model with its weights, in a graph and a session of its own, which end with the block."""
     checkpoint.check_precision(precision)
     text_encoder, hparams = check_model(model_name, models_dir, options)
-    from evaluation.scorer import guesser, scorer
+    from evaluation.scorer import guesser, predictor, scorer
     from tf1 import tf
     with tf.Graph().as_default(), checkpoint.precision(precision), checkpoint.session() as sess, \
             checkpoint.out_of_memory('give a lower --batch_size, or a lower --context where there is one'):
         score = scorer(sess, hparams)
         checkpoint.restore(sess, model_name, models_dir)
-        yield Model(model_name, text_encoder, hparams, score, functools.partial(guesser, sess, hparams))
+        yield Model(model_name, text_encoder, hparams, score, functools.partial(guesser, sess, hparams),
+                    functools.partial(predictor, sess, hparams))
 
 
 def check_model(model_name, models_dir, options):

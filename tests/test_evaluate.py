@@ -165,6 +165,53 @@ def test_the_score_is_what_each_token_costs_wherever_scoring_begins(sess, rows, 
         assert np.array_equal(allowed, np.array(few)[logits_BTV[:, first - 1:, few].argmax(axis=-1)])
 
 
+@pytest.mark.parametrize('rows', [1, 5, 1000])
+@pytest.mark.parametrize('n_likeliest', [0, 5, 100])
+def test_predictions_are_what_the_definitions_give(sess, rows, n_likeliest, monkeypatch):
+    """Rank, entropy, variance and the likeliest tokens, from NumPy's probabilities in double precision."""
+    import tiny
+    monkeypatch.setattr(scorer, 'LOGIT_ROWS', rows)
+    hparams = tiny.hparams()
+    weights = tiny.random_weights(hparams)
+    predict = scorer.predictor(sess, hparams, n_likeliest)
+    tiny.assign(sess, weights)
+    for n_batch, n_token, first in ((1, 2, 1), (3, 7, 1), (2, 9, 4)):
+        ids = np.random.RandomState(0).randint(hparams.n_vocab, size=[n_batch, n_token])
+        logits_BTV = reference.forward(weights, ids[:, :-1], hparams.n_head)[0][:, first - 1:].astype(np.float64)
+        nats_BTV = np.log(np.exp(logits_BTV).sum(axis=-1, keepdims=True)) - logits_BTV
+        own_BT1 = np.take_along_axis(nats_BTV, ids[:, first:, None], axis=-1)
+        entropy_BT = np.sum(np.exp(-nats_BTV) * nats_BTV, axis=-1)
+        found = predict(ids, first)
+        np.testing.assert_allclose(found.nats, own_BT1[..., 0], rtol=1e-4, atol=1e-5)
+        assert np.array_equal(found.rank, 1 + np.sum(nats_BTV < own_BT1, axis=-1))
+        np.testing.assert_allclose(found.entropy, entropy_BT, rtol=1e-4)
+        variance_BT = np.sum(np.exp(-nats_BTV) * (nats_BTV - entropy_BT[..., None]) ** 2, axis=-1)
+        np.testing.assert_allclose(found.variance, variance_BT, rtol=1e-3)
+        if not n_likeliest:
+            assert found.likeliest is None and found.likeliest_nats is None
+            continue
+        order_BTV = np.argsort(nats_BTV, axis=-1)[..., :n_likeliest]
+        assert np.array_equal(found.likeliest, order_BTV)
+        np.testing.assert_allclose(found.likeliest_nats, np.take_along_axis(nats_BTV, order_BTV, axis=-1), rtol=1e-4, atol=1e-5)
+
+
+@on_small_models
+def test_predictions_of_a_document_are_those_of_its_windows(case):
+    """Each token is looked at once, in its own window: what scored.predictions has is in the order of the text."""
+    text = TEXT * 3
+    options = protocols.Options(context=24, stride=16, batch_size=3, limit=None)
+    pieces = [text, None, TEXT, None]
+    plain = protocols.score_documents(case.model, pieces, options, n_bytes=len(text), label='')
+    found = protocols.score_documents(case.model, pieces, options, n_bytes=len(text), label='', predict=case.model.predictor(3))
+    assert [ids.tolist() for ids in found.documents] == [case.model.encoder.encode(part) for part in (text, TEXT)]
+    for ids, predictions, nats_N in zip(found.documents, found.predictions, plain.nats):
+        np.testing.assert_allclose(predictions.nats, nats_N, rtol=1e-4, atol=1e-4)
+        assert predictions.likeliest.shape == (len(ids), 3) and predictions.entropy.shape == ids.shape
+        is_likeliest = predictions.rank == 1
+        assert np.array_equal(predictions.likeliest[is_likeliest, 0], ids[is_likeliest]) and is_likeliest.any()
+        np.testing.assert_allclose(predictions.likeliest_nats[is_likeliest, 0], predictions.nats[is_likeliest], rtol=1e-4, atol=1e-5)
+
+
 def test_the_scorer_takes_the_variables_of_a_model_that_is_there(sess):
     """So training scores with the weights that it trains."""
     import model
@@ -528,7 +575,7 @@ def byte_model(score, guesser=None, n_ctx=8):
     """A Model of functions, for which a byte is a token."""
     symbols = list(encoder.bytes_to_unicode().values()) + [encoder.END_OF_TEXT]
     text_encoder = encoder.Encoder({symbol: token for token, symbol in enumerate(symbols)}, [])
-    return protocols.Model('bytes', text_encoder, SimpleNamespace(n_ctx=n_ctx), score, guesser)
+    return protocols.Model('bytes', text_encoder, SimpleNamespace(n_ctx=n_ctx), score, guesser, None)
 
 
 @pytest.fixture
@@ -671,7 +718,7 @@ def test_lambada_bars_stop_words_in_any_case_and_measures_the_passages_that_it_i
             return np.ones(target_BN.shape, np.float32), np.full_like(target_BN, ids[' the']), allowed_BN
         return guess
 
-    model = protocols.Model('fake', text_encoder, SimpleNamespace(n_ctx=100), None, guesser)
+    model = protocols.Model('fake', text_encoder, SimpleNamespace(n_ctx=100), None, guesser, None)
     figures = list(measure(model, 'lambada', ['it is the', 'it is the', 'the old king', 'it is he'], ALL._replace(limit=3)))
     assert asked == [set(ids) - {' king', '.'}]
     assert {figure.share for figure in figures} == {3 / 4}

@@ -31,7 +31,7 @@ MODULES = {
     'evaluation.benchmarks': ['corpus', 'evaluation.detokenize', 'releases'],
     'evaluation.detokenize': [],
     'evaluation.protocols': ['corpus', 'evaluation.benchmarks', 'evaluation.detokenize', 'process'],
-    'evaluation.scorer': ['model', 'process', 'tf1'],
+    'evaluation.scorer': ['evaluation.protocols', 'kernels', 'model', 'process', 'tf1'],
     'evaluation.table': ['evaluation.benchmarks', 'files'],
     'files': [],
     'flags': ['process'],

@@ -86,15 +86,31 @@ class Sum(namedtuple('Sum', 'metric total count')):
 
 # Texts
 
-Model = namedtuple('Model', 'name encoder hparams score guesser')
+Model = namedtuple('Model', 'name encoder hparams score guesser predictor')
 # score: function(ids [B, T], first) that returns nats [B, T - first], of predicting ids[:, first:]
 # guesser: function(barred) that returns a function like score, which returns (nats, likeliest, likeliest that is not barred)
+# predictor: function(n_likeliest) that returns a function like score, which returns Predictions [B, T - first]
 Options = namedtuple('Options', 'context stride batch_size limit')
 # context, stride: in tokens; None for all that the model can see.  batch_size: in sequences as long as the context.
 # limit: how many windows, passages or questions to measure; None for all
-Scored = namedtuple('Scored', 'documents nats share interrupted')
-# documents: for each document the tokens that were scored, int32 [N].  nats: what each of them cost, float32 [N].
-# share: the fraction of the text that was scored, by bytes
+# What the model thought in the place of each token of a text.  nats: float [N], what the token cost to predict
+# rank: int [N], one more than there were likelier tokens: 1 for the likeliest
+# entropy, variance: float [N], the mean over all tokens of their nats, each weighted with its probability, and the variance
+# likeliest, likeliest_nats: [N, any], the ids of the likeliest tokens, the likeliest first, and what each would have cost
+# None stands for what was not asked for.
+Predictions = namedtuple('Predictions', 'nats rank entropy variance likeliest likeliest_nats')
+
+
+class Scored(namedtuple('Scored', 'documents predictions share interrupted')):
+    """documents: for each document the tokens that were scored, int32 [N].  predictions: the Predictions of them.
+
+    share: the fraction of the text that was scored, by bytes.
+    """
+
+    @property
+    def nats(self):
+        """For each document what its tokens cost, float32 [N]."""
+        return [predictions.nats for predictions in self.predictions]
 
 
 def window_sizes(hparams, options):
@@ -108,29 +124,41 @@ def window_sizes(hparams, options):
     return n_ctx, stride
 
 
-def score_documents(model, pieces, options, *, n_bytes, label, fills_last=False):
+def score_documents(model, pieces, options, *, n_bytes, label, fills_last=False, predict=None):
     """Score each token of documents once. With a limit only the first windows are read, encoded and scored.
 
     pieces: as corpus.read_pieces yields them.  n_bytes: about how many bytes they have, 0 if unknown (of a pipe).
+    predict: what model.predictor returns; None for nats alone.
     Returns a Scored, without the documents of which nothing was scored.
     """
     documents, rows, owners, cut = windows(model, pieces, options, n_bytes=n_bytes, fills_last=fills_last)
-    parts = [[] for _ in documents]  # for each document, the nats of its rows
+    parts, interrupted = predict_rows(model, rows, options, label=label, predict=predict)
+    found = [[] for _ in documents]
+    for owner, part in zip(owners, parts):
+        if part is not None:
+            found[owner].append(part)
+    n_whole = n_bytes if cut else count_bytes(model.encoder, documents)
+    documents = [ids[:sum(len(part.nats) for part in own)] for ids, own in zip(documents, found) if own]
+    n_scored = count_bytes(model.encoder, documents)
+    predictions = [Predictions(*[None if arrays[0] is None else np.concatenate(arrays) for arrays in zip(*own)])
+                   for own in found if own]
+    return Scored(documents, predictions, n_scored / max(1, n_scored, n_whole), interrupted)
 
-    def score(numbers):
+
+def predict_rows(model, rows, options, *, label, predict=None):
+    """The Predictions of each of the Rows, or None after Ctrl-C; and whether that came. predict: as score_documents takes it."""
+    found = [None] * len(rows)
+
+    def predict_batch(numbers):
         ids, first = stack(rows, numbers)
-        nats_BN = model.score(ids, first)
-        for number, nats_N in zip(numbers, nats_BN):
-            parts[owners[number]].append(nats_N)  # batches() keeps the rows of a document in order
-        return {'nats': Sum('perplexity', np.sum(nats_BN, dtype=np.float64), nats_BN.size)}
+        predictions = predict(ids, first) if predict else Predictions(model.score(ids, first), *[None] * 5)
+        for i, number in enumerate(numbers):
+            found[number] = Predictions(*[None if array is None else array[i] for array in predictions])
+        return {'nats': Sum('perplexity', np.sum(predictions.nats, dtype=np.float64), predictions.nats.size)}
 
     n_ctx, _ = window_sizes(model.hparams, options)
-    _, interrupted = add_up(score, batches(rows, options.batch_size * (n_ctx + 1)), label=label, shown='nats')
-    n_whole = n_bytes if cut else count_bytes(model.encoder, documents)
-    documents = [ids[:sum(map(len, part))] for ids, part in zip(documents, parts) if part]
-    n_scored = count_bytes(model.encoder, documents)
-    nats = [np.concatenate(part) for part in parts if part]
-    return Scored(documents, nats, n_scored / max(1, n_scored, n_whole), interrupted)
+    _, interrupted = add_up(predict_batch, batches(rows, options.batch_size * (n_ctx + 1)), label=label, shown='nats')
+    return found, interrupted
 
 
 def windows(model, pieces, options, *, n_bytes, fills_last):
