@@ -1,26 +1,28 @@
-"""How fast this sampler is, beside others that sample GPT-2 on a CPU: the program that `make bench` runs.
+"""How fast this sampler is, beside others that sample GPT-2: the program that `make bench` runs.
 
     python tests/benchmark.py                                   everything that is installed: an hour or two
     python tests/benchmark.py --quick                           short texts, one round: do all engines work?
     python tests/benchmark.py --python OTHER/bin/python         the TensorFlow of another Python too, in the same table
     python tests/benchmark.py --engines ours-int8 ctranslate2-int8 --workloads W1 1x1023 --rounds 9
+    python tests/benchmark.py --device gpu                      on a GPU, with what TensorFlow and PyTorch carry
 
 A shared machine may be twice as fast as it was minutes ago, so only what is measured close together is compared. For each
 workload, every engine is loaded into a process of its own and stays there. In each round every engine in turn computes one
 burst of some seconds while the others wait, and every other round goes backwards. A round gives each engine's speed
 divided by ours; the table has the median of these ratios and their quartiles, beside the median speed. An unmeasured round
 comes first, in which everything is loaded and warms up. The time from start to first token is measured in the same order,
-with a new process for each burst. Peak memory is that of the process that did this workload and nothing else.
+with a new process for each burst. Peak memory is that of the process that did this workload and nothing else; on a GPU, what it
+has taken of the card's. There, TensorFloat-32 is off but in the rows that are named after it, and all cores serve the GPU.
 
 All engines get the same threads, and the same random weights in the shape of the smallest release. First each continues
 ten prompts, with these weights and with the demo model, by the likeliest tokens; the table says how many are those of
 float32, and an engine is left out if they are fewer than half.
 
 The table, in Markdown, goes to stdout, all else to stderr. Ctrl-C ends the measurements and prints what there is by then.
-Needs Linux, and memory for all engines at once, 16 GB: --engines takes fewer.
+Needs Linux, and memory for all engines at once, 16 GB: --engines takes fewer. A GPU must be used by nobody else meanwhile.
 """
 import argparse
-from collections import namedtuple, OrderedDict
+from collections import Counter, namedtuple, OrderedDict
 import contextlib
 import importlib.util
 import json
@@ -35,7 +37,7 @@ import time
 
 import numpy as np
 
-from engines import END_OF_TEXT, ENGINES
+from engines import END_OF_TEXT, ENGINES, KINDS, ON_DEVICE, kind
 
 TESTS = os.path.dirname(os.path.abspath(__file__))
 DEMO = os.path.join(os.path.dirname(TESTS), 'models', 'demo')
@@ -44,6 +46,9 @@ N_PROMPTS, N_PROMPT, N_GREEDY = 10, 8, 20  # the likeliest tokens that are compa
 N_COMPARED = N_PROMPTS * N_GREEDY
 BURST_SECONDS = 3  # a burst is as many whole texts as it takes to be longer than that
 LIMIT_SECONDS = 3600  # a worker that takes longer for one order is ended
+CONTEXT_MB = 100  # less than any process takes of a GPU's memory
+COLORS = OrderedDict(zip(KINDS, [('tab:blue', 'silver'), ('tab:cyan', 'lightsteelblue'), ('tab:green', 'darkseagreen'),
+                                 ('tab:orange', 'gray')]))  # of the chart's bars: ours and others
 
 WORKLOADS = OrderedDict([('start', '8+1'), ('W1', '1x512'), ('first', '512+1'), ('W2', '512+128'), ('W3', '8x128'),
                          ('W4', '32x96'), ('score', 'score2x1024')])
@@ -96,9 +101,9 @@ def versions(engine):
         from pkg_resources import get_distribution
         version = lambda name: get_distribution(name).version  # noqa: E731
     found = {}
-    for name, (kind, _) in ENGINES.items():
-        if all(importlib.util.find_spec(module) for module, _ in kind.packages):
-            found[name] = ', '.join('%s %s' % (package, version(package)) for _, package in kind.packages)
+    for name, (engine, _) in ENGINES.items():
+        if all(importlib.util.find_spec(module) for module, _ in engine.packages):
+            found[name] = ', '.join('%s %s' % (package, version(package)) for _, package in engine.packages)
     return found
 
 
@@ -144,8 +149,8 @@ def work(name, threads):
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     engine = None
     if name:
-        kind, precision = ENGINES[name]
-        engine = kind(threads, precision)
+        make_engine, precision = ENGINES[name]
+        engine = make_engine(threads, precision)
     for line in sys.stdin:
         order, arguments = json.loads(line)
         try:
@@ -167,13 +172,19 @@ class Failed(Exception):
 class Worker(object):
     """An engine's process, for a `with`. It computes only while ask() waits for its answer."""
 
-    def __init__(self, python, threads, engine=''):
+    def __init__(self, python, options, engine=''):
         environment = dict(os.environ, TF_CPP_MIN_LOG_LEVEL='3', PYTHONWARNINGS='ignore', TOKENIZERS_PARALLELISM='false')
         for name in ('OMP', 'MKL', 'OPENBLAS'):
-            environment[name + '_NUM_THREADS'] = str(threads)
+            environment[name + '_NUM_THREADS'] = str(options.threads)
+        if options.device == 'cpu':
+            environment['CUDA_VISIBLE_DEVICES'] = ''
+        else:
+            environment['CUDA_DEVICE_ORDER'] = 'PCI_BUS_ID'  # nvidia-smi's
+            if engine and kind(ENGINES[engine][1]) != 'TF32':
+                environment['NVIDIA_TF32_OVERRIDE'] = '0'
         self.errors = tempfile.TemporaryFile()  # not a pipe, which would have to be read
         self.process = subprocess.Popen(
-            [python, os.path.abspath(__file__), '--worker', engine, '--threads', str(threads)], env=environment,
+            [python, os.path.abspath(__file__), '--worker', engine, '--threads', str(options.threads)], env=environment,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, universal_newlines=True)
 
     def __enter__(self):
@@ -215,29 +226,46 @@ class Runner(namedtuple('Runner', 'engine python label')):
     def is_ours(self):
         return ENGINES[self.engine][0].name == 'ours'
 
-    def is_float32(self):
-        return ENGINES[self.engine][1] == 'float32'
+    def kind(self):
+        """One of KINDS."""
+        return kind(ENGINES[self.engine][1])
 
     def folder(self, model, options):
         """Where its form of a model's folder is."""
-        if not ENGINES[self.engine][0].converts:
+        engine = ENGINES[self.engine][0]
+        if not engine.converts:
             return model
-        return os.path.join(os.path.abspath(options.cache), '%s-%s' % (os.path.basename(model), self.engine))
+        return os.path.join(os.path.abspath(options.cache), '%s-%s' % (
+            os.path.basename(model), engine.name if engine.converts_alike else self.engine))
 
     def worker(self, options):
-        return Worker(self.python, options.threads, self.engine)
+        return Worker(self.python, options, self.engine)
 
 
 def say(*text):
     print(time.strftime('%H:%M:%S'), *text, file=sys.stderr, flush=True)
 
 
+def card(field, number=os.environ.get('CUDA_VISIBLE_DEVICES', '0').split(',')[0]):
+    """What nvidia-smi tells of a GPU, the first one that is visible, or None: its 'name', or 'memory.used' in MB."""
+    command = ['nvidia-smi', '--id=' + number, '--query-gpu=' + field, '--format=csv,noheader,nounits']
+    try:
+        return subprocess.check_output(command, stderr=subprocess.DEVNULL, universal_newlines=True).strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def memory_used(options):
+    """MB of the GPU's memory that are in use by all processes; 0 without a GPU."""
+    return int(card('memory.used')) if options.device == 'gpu' else 0
+
+
 def find_runners(options):
     """The Runners of the chosen engines, one for each set of versions, and [(name, 'not installed')] of the others."""
-    chosen = [name for name in ENGINES if name == 'ours' or name in options.engines]
+    chosen = [name for name in ON_DEVICE[options.device] if name == 'ours' or name in options.engines]
     runners = OrderedDict()
     for python in [sys.executable] + options.python:
-        with Worker(python, options.threads) as worker:
+        with Worker(python, options) as worker:
             for name, packages in worker.ask('versions').items():
                 engine, precision = ENGINES[name]
                 label = '%s%s, %s' % ('ours, ' if engine.name == 'ours' else '', packages, precision)
@@ -274,9 +302,13 @@ def likeliest_tokens(runner, model, prompts, options):
         say(runner.label, 'converts', model)
         with runner.worker(options) as worker:
             worker.ask('convert', model=model, folder=folder)
+    before = memory_used(options)
     with runner.worker(options) as worker:
         worker.ask('load', folder=folder)
-        return worker.ask('greedy', prompts=prompts)
+        tokens = worker.ask('greedy', prompts=prompts)
+        if options.device == 'gpu' and memory_used(options) < before + CONTEXT_MB:
+            raise Failed('it takes no memory of the GPU, and seems not to find it')
+        return tokens
 
 
 def check(runners, model, prompts, options):
@@ -334,22 +366,25 @@ def measure(runners, name, workload, model, options, bursts):
             return Burst(time.time() - start, megabytes)
 
     with contextlib.ExitStack() as opened:
-        workers = {}
+        workers, taken = {}, Counter()
 
         def burst_of_loaded(runner):
+            before = memory_used(options)
             if runner not in workers:
                 workers[runner] = opened.enter_context(runner.worker(options))
                 workers[runner].ask('load', folder=runner.folder(model, options))
-            return Burst(*workers[runner].ask('burst', **order))
+            burst = Burst(*workers[runner].ask('burst', **order))
+            taken[runner] += memory_used(options) - before  # the others wait meanwhile
+            return burst._replace(megabytes=taken[runner]) if options.device == 'gpu' else burst
 
         alternate(runners, options.rounds, start_and_burst if name == 'start' else burst_of_loaded, bursts)
 
 
 def base_of(runner, runners):
-    """Ours in the same Python, 8 bits for 8 bits if we have them. Ours itself is compared with float32, and that with None."""
+    """Ours in the same Python, of the same kind if we have it. Ours itself is compared with float32, and that with None."""
     ours = [other for other in runners if other.is_ours() and other.python == runner.python]
-    float32 = [other for other in ours if other.is_float32()]
-    alike = [] if runner.is_ours() else [other for other in ours if other.is_float32() == runner.is_float32()]
+    float32 = [other for other in ours if other.kind() == 'float32']
+    alike = [] if runner.is_ours() else [other for other in ours if other.kind() == runner.kind()]
     return next((other for other in alike + float32 if other != runner), None)
 
 
@@ -394,13 +429,12 @@ def table(runners, absent, workloads, results, shared):
 
 
 def draw_chart(path, runners, workloads, results):
-    """A PNG of bars: tokens per second in each workload, full precision above 8 bits."""
+    """A PNG of bars: tokens per second in each workload, full precision above fewer bits."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
-    colors = OrderedDict([('ours, float32', 'tab:blue'), ('ours, 8 bits', 'tab:orange'),
-                          ('others, float32', 'silver'), ('others, 8 bits', 'gray')])
-    kinds = ['%s, %s' % ('ours' if runner.is_ours() else 'others', 'float32' if runner.is_float32() else '8 bits')
-             for runner in runners]
+    colors = OrderedDict((('%s, %s' % (owner, kind)), COLORS[kind][i]) for i, owner in enumerate(('ours', 'others'))
+                         for kind in KINDS if kind in [runner.kind() for runner in runners])
+    kinds = ['%s, %s' % ('ours' if runner.is_ours() else 'others', runner.kind()) for runner in runners]
     names = [name for name in results if workloads[name].length != 1]
     figure = Figure(figsize=(4 * len(names) + 3, 0.4 * len(runners) + 1.6))
     axes = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
@@ -419,29 +453,39 @@ def conditions(options):
     """Where and when, for under the table."""
     with open('/proc/cpuinfo', encoding='utf-8') as file:
         processor = re.search(r'model name\s*: (.*)', file.read())
+    place = processor.group(1) if processor else 'unknown processor'
+    if options.device == 'gpu':
+        place = '%s, driver %s, on a machine with %s' % (card('name'), card('driver_version'), place)
     return '%s, %s, threads: %d, rounds: %d, random weights of 117M, top_k %d%s. In brackets: how many times as fast as our ' \
-        'float32 in the same Python, or our int8 where it is a row and the other has 8 bits: the median of the rounds; ' \
+        'float32 in the same Python, or our row of the other\'s kind (%s) where there is one: the median of the rounds; ' \
         'their quartiles.' % (
-            time.strftime('%Y-%m-%d'), processor.group(1) if processor else 'unknown processor', options.threads,
-            options.rounds, TOP_K, ', short texts (--quick)' if options.quick else '')
+            time.strftime('%Y-%m-%d'), place, options.threads, options.rounds, TOP_K,
+            ', short texts (--quick)' if options.quick else '', ', '.join(KINDS[1:]))
 
 
 def parse_options():
     """The command line, with options.workloads as {name or shape: Workload}."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--engines', nargs='+', choices=list(ENGINES), default=list(ENGINES), help='ours is always in')
+    parser.add_argument('--device', choices=list(ON_DEVICE), default='cpu', help='what all compute on')
+    parser.add_argument('--engines', nargs='+', choices=list(ENGINES), help='ours is always in')
     parser.add_argument('--workloads', nargs='+', default=list(WORKLOADS), metavar='WORKLOAD', help='names or shapes: %s'
                         % ', '.join('%s (%s)' % item for item in WORKLOADS.items()))
     parser.add_argument('--rounds', type=int, help='7, or 1 with --quick')
     parser.add_argument('--quick', action='store_true', help='short texts: the figures mean little')
     parser.add_argument('--python', action='append', default=[], help='another Python, as a path; may be repeated')
-    parser.add_argument('--threads', type=int, default=2)
+    parser.add_argument('--threads', type=int, help='2, or with a GPU as many as there are cores')
     parser.add_argument('--cache', default=os.path.join(os.path.dirname(TESTS), 'models', 'benchmark'),
                         help='folder for the weights in all formats, 4 GB')
     parser.add_argument('--chart', default='benchmark.png', help='where to draw the figures, if matplotlib is installed')
     parser.add_argument('--worker', help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.rounds = options.rounds or (1 if options.quick else 7)
+    options.threads = options.threads or (2 if options.device == 'cpu' else len(os.sched_getaffinity(0)))
+    options.engines = options.engines or list(ON_DEVICE[options.device])
+    elsewhere = [name for name in options.engines if name not in ON_DEVICE[options.device]]
+    if elsewhere:
+        parser.error('--device %s has %s, and not %s' % (
+            options.device, ', '.join(ON_DEVICE[options.device]), ', '.join(elsewhere)))
     shapes = QUICK if options.quick else WORKLOADS
     try:
         options.workloads = OrderedDict((name, Workload.parse(shapes.get(name, name))) for name in options.workloads)
@@ -455,6 +499,8 @@ def main():
     if options.worker is not None:
         work(options.worker, options.threads)
         return
+    if options.device == 'gpu' and not (card('memory.used') or '').isdigit():
+        sys.exit('benchmark.py: there is no GPU whose memory nvidia-smi can tell; leave out --device gpu')
     os.makedirs(options.cache, exist_ok=True)
     runners, absent = find_runners(options)
     results, shared = OrderedDict(), OrderedDict()

@@ -11,11 +11,19 @@ ROOT = os.path.dirname(TESTS)
 for folder in (ROOT, TESTS, os.path.join(ROOT, 'src')):  # src ends up first, as it is for a script in it
     sys.path.insert(0, folder)
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-os.environ.setdefault('CUDA_VISIBLE_DEVICES', '')  # the tests' tolerances are those of a CPU
+# The tests' tolerances are those of a CPU, so GPUs are hidden. test_gpu.py needs to know what was visible before, and
+# the processes of pytest-xdist inherit what is set here.
+if 'GPUS_BEFORE_TESTS' not in os.environ:
+    os.environ['GPUS_BEFORE_TESTS'] = os.environ.get('CUDA_VISIBLE_DEVICES', 'all')
+    os.environ['CUDA_VISIBLE_DEVICES'] = ''
 
 # A shell without job control starts what stands before an & with Ctrl-C ignored, and scripts that the tests start would obey.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config):
+    config.addinivalue_line('markers', 'gpu: needs a GPU')
 
 
 @pytest.fixture

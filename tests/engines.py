@@ -1,4 +1,7 @@
-"""The engines that benchmark.py compares: ours and others that sample GPT-2 on a CPU, each behind the same methods."""
+"""The engines that benchmark.py compares: ours and others that sample GPT-2, each behind the same methods.
+
+On a GPU they are those that TensorFlow or PyTorch carries, which use one if they see it: benchmark.py hides it elsewhere.
+"""
 import collections
 import contextlib
 import json
@@ -19,8 +22,10 @@ class Engine(object):
 
     name = None
     packages = ()  # (module, name on PyPI): what it runs on, itself first
-    precisions = ('float32',)  # of the weights; all that is not float32 has 8 bits
+    precisions = ('float32',)  # of the weights, on a CPU
+    gpu_precisions = ()  # and on a GPU. tf32: float32 in memory, of which products read 10 bits of the fraction's 23
     converts = True  # False: it reads a released model's folder as it is
+    converts_alike = False  # whether convert() writes the same for all precisions
     scores = False  # whether it has score()
 
     def __init__(self, threads, precision):
@@ -49,6 +54,7 @@ class Ours(Engine):
     name = 'ours'
     packages = [('tensorflow', 'tensorflow')]
     precisions = ('float32', 'int8')
+    gpu_precisions = ('float32', 'tf32')
     converts = False
     scores = True
 
@@ -64,7 +70,7 @@ class Ours(Engine):
         import checkpoint
         is_first = not self.graphs
         if is_first:
-            self.opened.enter_context(checkpoint.precision(self.precision))
+            self.opened.enter_context(checkpoint.precision('float32' if self.precision == 'tf32' else self.precision))
             self.sess = self.opened.enter_context(checkpoint.session(sampling=sampling))
         if key not in self.graphs:
             self.graphs[key] = build()
@@ -94,6 +100,7 @@ class Gpt2Simple(Engine):
     """The sampler as OpenAI released it in 2019, carried on in a package."""
 
     name = 'gpt-2-simple'
+    gpu_precisions = ('float32', 'tf32')
     converts = False
     packages = [('gpt_2_simple', 'gpt-2-simple'), ('tensorflow', 'tensorflow')]
 
@@ -104,7 +111,7 @@ class Gpt2Simple(Engine):
         with open(os.path.join(folder, 'hparams.json'), encoding='utf-8') as file:
             self.hparams.override_from_dict(json.load(file))
         self.folder = folder
-        self.sess = tf.Session()
+        self.sess = tf.Session(config=tf.ConfigProto(gpu_options=tf.GPUOptions(allow_growth=True)))  # the others need some, too
         self.graphs = {}
 
     def generate(self, tokens_BT, length, top_k):
@@ -122,10 +129,16 @@ class Gpt2Simple(Engine):
 
 
 class Transformers(Engine):
-    """generate() as it is called by default: PyTorch without compilation."""
+    """generate() as it is called by default: PyTorch without compilation.
+
+    On a GPU also with its cache of a fixed size (-static), and with the network compiled for that (-compiled).
+    """
 
     name = 'transformers'
     packages = [('transformers', 'transformers'), ('torch', 'torch')]
+    gpu_precisions = ('float32', 'tf32', 'float32-static', 'float32-compiled', 'tf32-compiled', 'float16', 'bfloat16',
+                      'bfloat16-compiled')
+    converts_alike = True
     scores = True
 
     def convert(self, model, folder):
@@ -135,20 +148,24 @@ class Transformers(Engine):
         import torch
         from transformers import GPT2LMHeadModel
         torch.set_num_threads(self.threads)
-        self.model = GPT2LMHeadModel.from_pretrained(folder).eval()
+        numbers, _, form = self.precision.partition('-')
+        torch.set_float32_matmul_precision('high' if numbers == 'tf32' else 'highest')
+        self.options = {'cache_implementation': 'static', 'disable_compile': form == 'static'} if form else {}
+        self.model = GPT2LMHeadModel.from_pretrained(folder).eval().to(
+            'cuda' if torch.cuda.is_available() else 'cpu', torch.float32 if numbers == 'tf32' else getattr(torch, numbers))
 
     def generate(self, tokens_BT, length, top_k):
         import torch
-        tokens = torch.from_numpy(tokens_BT)
-        return self.model.generate(tokens, attention_mask=torch.ones_like(tokens), do_sample=True, top_k=top_k,
-                                   max_new_tokens=length, pad_token_id=0)[:, tokens_BT.shape[1]:].numpy()
+        tokens = torch.from_numpy(tokens_BT).to(self.model.device)
+        return self.model.generate(tokens, attention_mask=torch.ones_like(tokens), do_sample=True, top_k=top_k, pad_token_id=0,
+                                   max_new_tokens=length, **self.options)[:, tokens_BT.shape[1]:].cpu().numpy()
 
     def score(self, tokens_BT):
         import torch
-        tokens = torch.from_numpy(tokens_BT)
+        tokens = torch.from_numpy(tokens_BT).to(self.model.device)
         with torch.no_grad():
-            logits_BTV = self.model(tokens[:, :-1], use_cache=False).logits
-            return torch.nn.functional.cross_entropy(logits_BTV.transpose(1, 2), tokens[:, 1:], reduction='none').numpy()
+            logits_BVT = self.model(tokens[:, :-1], use_cache=False).logits.transpose(1, 2).float()
+            return torch.nn.functional.cross_entropy(logits_BVT, tokens[:, 1:], reduction='none').cpu().numpy()
 
 
 class CTranslate2(Engine):
@@ -454,8 +471,25 @@ def draw_top_k(logits_BV, top_k):
     return kept_BK[np.arange(len(kept_BK)), best_B]
 
 
-# {'ours': (Ours, 'float32'), 'ours-int8': (Ours, 'int8'), ...}, in the order of the table: full precision first.
-ENGINES = collections.OrderedDict(sorted([
-    (engine.name if precision == 'float32' else '%s-%s' % (engine.name, precision), (engine, precision))
-    for engine in (Ours, Transformers, CTranslate2, LlamaCpp, OnnxRuntime, OpenVino, Gpt2Simple)
-    for precision in engine.precisions], key=lambda item: item[1][1] != 'float32'))
+def kind(precision):
+    """What a precision is to the table, where each kind is compared with ours of the same kind."""
+    numbers = precision.partition('-')[0]
+    return {'float32': 'float32', 'tf32': 'TF32', 'float16': '16 bits', 'bfloat16': '16 bits'}.get(numbers, '8 bits')
+
+
+KINDS = ['float32', 'TF32', '16 bits', '8 bits']
+
+
+def named(precisions):
+    """{'ours': (Ours, 'float32'), 'ours-int8': (Ours, 'int8'), ...}, in the order of the table: full precision first.
+
+    precisions: function that gives those of an engine.
+    """
+    return collections.OrderedDict(sorted([
+        (engine.name if precision == 'float32' else '%s-%s' % (engine.name, precision), (engine, precision))
+        for engine in (Ours, Transformers, CTranslate2, LlamaCpp, OnnxRuntime, OpenVino, Gpt2Simple)
+        for precision in precisions(engine)], key=lambda item: KINDS.index(kind(item[1][1]))))
+
+
+ON_DEVICE = {'cpu': named(lambda engine: engine.precisions), 'gpu': named(lambda engine: engine.gpu_precisions)}
+ENGINES = collections.OrderedDict(list(ON_DEVICE['cpu'].items()) + list(ON_DEVICE['gpu'].items()))

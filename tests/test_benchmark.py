@@ -1,13 +1,20 @@
 """benchmark.py: what it makes of the times it measures. No engine runs."""
 from collections import OrderedDict
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
 
 import benchmark
+import engines
 from benchmark import Burst, Runner, Workload
 
 FAST, SLOW, EIGHT, PEER = [Runner(engine, 'python', engine)
                            for engine in ('ours', 'transformers', 'ours-int8', 'ctranslate2-int8')]
+TF32, PEER_TF32, PEER_16 = [Runner(engine, 'python', engine)
+                            for engine in ('ours-tf32', 'transformers-tf32-compiled', 'transformers-bfloat16')]
 
 
 @pytest.mark.parametrize('shape, workload, n_tokens, title', [
@@ -61,6 +68,100 @@ def test_a_row_is_compared_with_ours_of_its_precision_in_its_python():
     runners = [FAST, SLOW, EIGHT, PEER] + other_python
     assert [benchmark.base_of(runner, runners) for runner in runners] == [None, FAST, FAST, EIGHT, None, other_python[0]]
     assert benchmark.base_of(PEER, [FAST, PEER]) == FAST
+    on_gpu = [FAST, SLOW, TF32, PEER_TF32, PEER_16]
+    assert [benchmark.base_of(runner, on_gpu) for runner in on_gpu] == [None, FAST, FAST, TF32, FAST]
+
+
+# On a GPU
+
+def options_of(monkeypatch, *arguments):
+    """What the command line means."""
+    monkeypatch.setattr(sys, 'argv', ['benchmark.py'] + list(arguments))
+    return benchmark.parse_options()
+
+
+def test_each_device_has_its_engines_with_ours_in_float32_first(monkeypatch, capsys):
+    for device in ('cpu', 'gpu'):
+        names = options_of(monkeypatch, '--device', device).engines
+        assert names[0] == 'ours' and 'transformers' in names and 'gpt-2-simple' in names
+        assert ('ours-int8' in names, 'transformers-bfloat16-compiled' in names) == (device == 'cpu', device == 'gpu')
+        kinds = [engines.KINDS.index(Runner(name, 'python', name).kind()) for name in names]
+        assert kinds == sorted(kinds)
+    with pytest.raises(SystemExit):
+        options_of(monkeypatch, '--device', 'gpu', '--engines', 'ours', 'ours-int8')
+    assert '--device gpu has ours, ' in capsys.readouterr().err
+
+
+def test_without_a_gpu_one_line_says_so(tmp_path):
+    process = subprocess.Popen([sys.executable, benchmark.__file__, '--device', 'gpu', '--cache', str(tmp_path / 'cache')],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ, PATH=str(tmp_path)))
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout, stderr.count(b'\n')) == (1, b'', 1) and b'there is no GPU' in stderr
+    assert not (tmp_path / 'cache').exists()
+
+
+def test_one_converted_folder_serves_all_precisions_of_transformers():
+    options = SimpleNamespace(cache='/cache')
+    assert [runner.folder('/models/117M', options) for runner in (FAST, SLOW, PEER, PEER_TF32, PEER_16)] == [
+        '/models/117M', '/cache/117M-transformers', '/cache/117M-ctranslate2-int8'] + ['/cache/117M-transformers'] * 2
+
+
+@pytest.mark.parametrize('device, engine, expected', [
+    ('cpu', 'ours', {'CUDA_VISIBLE_DEVICES': ''}), ('gpu', 'ours', {'CUDA_VISIBLE_DEVICES': '3', 'NVIDIA_TF32_OVERRIDE': '0'}),
+    ('gpu', 'transformers-tf32', {'CUDA_VISIBLE_DEVICES': '3'})])
+def test_a_worker_sees_the_gpu_where_it_is_to_use_it_and_rounds_as_its_row_says(monkeypatch, device, engine, expected):
+    environments = []
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '3')
+    monkeypatch.delenv('NVIDIA_TF32_OVERRIDE', raising=False)
+    monkeypatch.setattr(subprocess, 'Popen', lambda command, env, **_: environments.append(env))
+    benchmark.Worker('python', SimpleNamespace(threads=2, device=device), engine)
+    names = 'CUDA_VISIBLE_DEVICES', 'NVIDIA_TF32_OVERRIDE'
+    assert {name: environments[0][name] for name in names if name in environments[0]} == expected
+
+
+class Pretended(object):
+    """A worker that takes some memory of a GPU, in which 500 MB are in use, when it loads a model and in each of its bursts."""
+
+    used = 500
+
+    def __init__(self, at_load, at_burst):
+        self.takes = {'load': at_load, 'burst': at_burst, 'greedy': 0}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def ask(self, order, **arguments):
+        Pretended.used += self.takes[order]
+        return {'burst': (2, 1000), 'greedy': [[1]]}.get(order)
+
+
+@pytest.fixture
+def pretended(monkeypatch):
+    """Options for a GPU of which each engine takes 300 MB, and 20 MB more for each burst, but ours-tf32 does not find it."""
+    monkeypatch.setattr(Pretended, 'used', 500)
+    monkeypatch.setattr(benchmark, 'card', lambda field: str(Pretended.used))
+    monkeypatch.setattr(Runner, 'worker', lambda runner, options: Pretended(*(300, 20) if runner != TF32 else (0, 0)))
+    return SimpleNamespace(device='gpu', cache='/cache', rounds=2, quick=True)
+
+
+def test_memory_is_what_each_has_taken_of_the_card(pretended):
+    bursts = {}
+    benchmark.measure([FAST, SLOW], 'W1', Workload.parse('1x8'), '/models/117M', pretended, bursts)
+    assert bursts == {'ours': [(2, 340), (2, 360)], 'transformers': [(2, 340), (2, 360)]}
+
+
+def test_an_engine_that_does_not_use_the_gpu_is_left_out(pretended, monkeypatch):
+    monkeypatch.setattr(os.path, 'isdir', lambda path: True)
+    monkeypatch.setattr(benchmark, 'N_COMPARED', 1)
+    shared, absent = benchmark.check([FAST, SLOW, TF32], '/models/117M', [[0]], pretended)
+    assert shared == {'ours': 1, 'transformers': 1}
+    assert absent == [('ours-tf32', 'it takes no memory of the GPU, and seems not to find it')]
+
+
+# The table
 
 
 def test_the_table_has_a_cell_for_each_figure():

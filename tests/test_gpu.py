@@ -1,0 +1,321 @@
+"""What only a GPU can show: which work it has, whether results are those of a CPU, and what processes do with its memory.
+
+`make test PYTEST_ARGS='-m gpu -n 0 -s'` runs this file alone, and prints the figures that it compares. conftest.py hides GPUs
+from all other tests, so what is computed here is computed by processes of their own, for one test at a time. In them
+TensorFloat-32, which reads 10 of the 23 bits of a number's fraction in products, is off unless a test says otherwise.
+"""
+import collections
+import fcntl
+import glob
+import json
+import os
+import pickle
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+import pytest
+
+import benchmark
+import checkpoint
+import corpus
+import encoder
+import model
+import reference
+import sample
+from test_flags import CTRL_C, ROOT, Conversation
+from test_model import ROUNDING
+from test_scripts import INTERACTIVE, QUESTION, UNCONDITIONAL
+from test_train import arguments_of, losses_of, options
+from test_workers import metrics_of_step
+from tf1 import tf
+
+pytestmark = pytest.mark.gpu
+TESTS, MODELS = os.path.join(ROOT, 'tests'), os.path.join(ROOT, 'models')
+HELD_OUT = os.path.join(TESTS, 'held_out.txt')
+DEVICE = 'GPU'
+SECONDS = 1200  # the driver may first compile TensorFlow's kernels for the card, and keeps them in CUDA_CACHE_PATH
+CONTEXT_MB = 100  # what any process takes of a card; it is far more
+CHILD = '''
+import pickle, sys
+sys.path[:0] = %r
+import test_gpu
+with open(sys.argv[1], 'rb') as file:
+    name, arguments = pickle.load(file)
+with open(sys.argv[1], 'wb') as file:
+    pickle.dump(getattr(test_gpu, name)(*arguments), file)
+''' % [os.path.join(ROOT, 'src'), TESTS, ROOT]
+
+
+# Processes
+
+def environment(device, tf32=False):
+    """The environment of a process that sees the GPUs that were visible before the tests, or none for the device 'CPU'."""
+    ours = {name: value for name, value in os.environ.items()
+            if name not in ('CUDA_VISIBLE_DEVICES', 'NVIDIA_TF32_OVERRIDE', 'TF_FORCE_GPU_ALLOW_GROWTH')}
+    visible = '' if device == 'CPU' else os.environ['GPUS_BEFORE_TESTS']
+    if visible != 'all':
+        ours['CUDA_VISIBLE_DEVICES'] = visible
+    if not tf32:
+        ours['NVIDIA_TF32_OVERRIDE'] = '0'
+    return dict(ours, CUDA_DEVICE_ORDER='PCI_BUS_ID')  # nvidia-smi's
+
+
+def finished(command, env, text=''):
+    """Run a command to its end, with text as its input: (status, stdout, stderr)."""
+    done = subprocess.run(command, input=text.encode('utf-8'), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env,
+                          timeout=SECONDS)
+    return done.returncode, done.stdout.decode('utf-8'), done.stderr.decode('utf-8')
+
+
+def computed(device, function, *arguments, tf32=False):
+    """What a function of this file returns in a process with that device."""
+    with tempfile.NamedTemporaryFile() as file:
+        pickle.dump((function.__name__, arguments), file)
+        file.flush()
+        status, _, stderr = finished([sys.executable, '-c', CHILD, file.name], environment(device, tf32))
+        assert status == 0, stderr
+        file.seek(0)
+        return pickle.load(file)
+
+
+def script(name, *arguments):
+    return [sys.executable, os.path.join(ROOT, 'src', name)] + list(arguments)
+
+
+def printed(device, command, text=''):
+    """What a command prints. It must succeed."""
+    status, stdout, stderr = finished(command, environment(device), text)
+    assert status == 0, stderr
+    return stdout
+
+
+@pytest.fixture(scope='module')
+def gpus():
+    """The names of the GPUs that TensorFlow uses."""
+    if not glob.glob('/dev/nvidia[0-9]*') and not shutil.which('nvidia-smi'):
+        pytest.skip('needs a GPU, and this machine has none of NVIDIA')
+    names = computed(DEVICE, devices, DEVICE)
+    if not names:
+        pytest.skip('needs a GPU, and TensorFlow %s uses none here; README.md, Installation, names the packages that do, and '
+                    'CUDA_VISIBLE_DEVICES may hide it' % tf.__version__)
+    return names
+
+
+@pytest.fixture
+def gpu(gpus):
+    """The names of the GPUs, for one test at a time: they are shared by pytest-xdist's processes."""
+    with open(os.path.join(tempfile.gettempdir(), 'gpt-2-tests-%d.lock' % os.getuid()), 'w', encoding='utf-8') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield gpus
+
+
+def devices(kind):
+    """The names of TensorFlow's devices of a kind. What sampling needs has been compiled for them then."""
+    placed('sampling')
+    with tf.Graph().as_default(), checkpoint.session() as sess:
+        return [device.name for device in sess.list_devices() if device.device_type == kind]
+
+
+# Where the work is done
+
+def placed(graph):
+    """The operations that a run of the demo model consists of: [(type, name, kind of its device, types of its numbers)].
+
+    graph: 'sampling', 'scoring' or 'training', as the scripts have it.
+    """
+    from evaluation.scorer import scorer
+    from training.graph import build
+    hparams, told = checkpoint.load_hparams('demo', MODELS), tf.RunMetadata()
+    with tf.Graph().as_default(), checkpoint.session(sampling=graph == 'sampling') as sess:
+        run = sess.run
+        sess.run = lambda outputs, feeds=None: run(outputs, feeds, tf.RunOptions(output_partition_graphs=True), told)
+        if graph == 'sampling':
+            context, draws = tf.placeholder(tf.int32, [2, 1]), tf.placeholder(tf.float64, [None, None])
+            tokens = sample.sample_sequence(hparams=hparams, length=20, context=context, draws=draws, top_k=40, temperature=0.7)
+            run(tf.global_variables_initializer())
+            sess.run(tokens, {context: [[0], [0]], draws: sample.random_draws(1, range(2), 20)})
+        elif graph == 'scoring':
+            score = scorer(sess, hparams)
+            run(tf.global_variables_initializer())
+            score(np.zeros([2, 100], np.int32))
+        else:
+            step = build(hparams, options(recompute=True))
+            run(tf.global_variables_initializer())
+            tokens = np.zeros([1, 2, hparams.n_ctx])
+            sess.run([step.update, step.loss], {step.tokens: tokens, step.learning_rate: 1e-4, step.first: 0})
+    return [(node.op, node.name, re.search(r'device:(\w+):', node.device).group(1),
+             {tf.as_dtype(value.type).name for value in node.attr.values() if value.type})
+            for part in told.partition_graphs for node in part.node]
+
+
+@pytest.mark.parametrize('graph', ['sampling', 'scoring', 'training'])
+def test_variables_and_all_that_computes_with_them_are_on_the_gpu(gpu, graph):
+    """Numbers that are not whole are on the CPU only as they come in, wait in a constant, or go out."""
+    nodes = computed(DEVICE, placed, graph)
+    kinds = collections.defaultdict(set)
+    for operation, _, device, _ in nodes:
+        kinds[operation.replace('_Mkl', '').replace('V2', '').replace('V3', '')].add(device)
+    for operation in ('Variable', 'MatMul', 'BatchMatMul', 'Gather', 'Rsqrt') + (('ApplyAdam',) if graph == 'training' else ()):
+        assert kinds[operation] == {DEVICE}, operation
+    there = [node for node in nodes if node[2] != DEVICE]
+    print('%s: %d operations, on the CPU: %s' % (graph, len(nodes), dict(collections.Counter(node[0] for node in there))))
+    copied = [name for operation, name, _, _ in nodes if operation in ('_Send', '_HostSend')]
+    print('%s: copied between GPU and CPU: %s' % (graph, ', '.join(sorted(copied))))
+    passive = ('Const', 'Identity', 'Placeholder', '_Arg', '_Retval', '_Send', '_Recv', '_HostSend', '_HostRecv')
+    assert [node for node in there if node[3] & {'float32', 'float64'} and node[0] not in passive] == []
+
+
+# Results
+
+def demo_logits():
+    """The tokens of a text that the demo model was not trained on, int [1, T], and its logits, float32 [1, T, V]."""
+    hparams = checkpoint.load_hparams('demo', MODELS)
+    tokens_N = corpus.encode_documents(encoder.get_encoder('demo', MODELS), corpus.read_documents(HELD_OUT))
+    tokens_1T = tokens_N[None, :hparams.n_ctx]
+    with tf.Graph().as_default(), checkpoint.session() as sess:
+        logits_1TV = model.model(hparams, tokens_1T.astype(np.int32))['logits']
+        checkpoint.restore(sess, 'demo', MODELS)
+        return tokens_1T, sess.run(logits_1TV)
+
+
+def test_logits_are_those_of_the_papers_and_what_tensorfloat_32_does_to_them_is_told(gpu):
+    reader = tf.train.load_checkpoint(os.path.join(MODELS, 'demo', 'model.ckpt'))
+    weights = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+    tokens_1T, logits_1TV = computed(DEVICE, demo_logits)
+    expected_1TV, _ = reference.forward(weights, tokens_1T, checkpoint.load_hparams('demo', MODELS).n_head)
+    differences = []
+    for name, found_1TV in (('off', logits_1TV), ('on', computed(DEVICE, demo_logits, tf32=True)[1])):
+        differences.append(np.abs(found_1TV - expected_1TV).max() / np.ptp(expected_1TV))
+        nats = reference.token_losses(found_1TV, tokens_1T).mean() - reference.token_losses(expected_1TV, tokens_1T).mean()
+        n_other = np.sum(found_1TV.argmax(axis=-1) != expected_1TV.argmax(axis=-1))
+        print('TensorFloat-32 %s: logits differ by %.1e of their span at most, perplexity by a factor of %.6f; the likeliest '
+              'token is another after %d of %d' % (name, differences[-1], np.exp(nats), n_other, tokens_1T.size))
+    assert differences[0] <= ROUNDING
+
+
+@pytest.mark.parametrize('tests', [
+    'test_model.py -k "equal or equals or cache or before_its_own"',  # among them NumPy and the graph that OpenAI exported
+    'test_sample.py -k "brute_force or pick or picked or likeliest or alone or papers or lengths or removed or graph_runs"',
+    'test_train.py -k "gradients or recomputed or accumulated or dropout or dropped or decoupled or train_only"'])
+def test_what_holds_on_a_cpu_holds_on_a_gpu(gpu, tests):
+    name, chosen = re.match(r'(\S+) -k "(.*)"', tests).groups()
+    env = dict(environment(DEVICE), TF_FORCE_GPU_ALLOW_GROWTH='true')  # their sessions would take all of the memory
+    command = [sys.executable, '-m', 'pytest', os.path.join(TESTS, name), '-k', chosen, '-q', '-rs', '-p', 'no:cacheprovider']
+    status, stdout, _ = finished(command, env)
+    assert status == 0, stdout
+    print(stdout.strip().split('\n')[-1])
+
+
+@pytest.mark.parametrize('name', [UNCONDITIONAL, INTERACTIVE])
+def test_a_seeds_samples_are_those_of_a_cpu(gpu, name):
+    """Draws come from NumPy, so that only one within rounding of the border of two tokens gives another text from there on."""
+    command = script(name, '--model_name', 'demo', '--models_dir', MODELS, '--seed', '1', '--nsamples', '8',
+                     '--batch_size', '4', '--length', '100', '--top_k', '40', '--temperature', '0.7')
+    ours, cpus = [re.split('=+ SAMPLE .*\n', printed(device, command, 'Once upon a time\n'))[1:] for device in (DEVICE, 'CPU')]
+    assert len(ours) == len(cpus) == 8 and len(set(cpus)) == 8
+    n_equal = sum(a == b for a, b in zip(ours, cpus))
+    print('%s: %d of 8 samples are equal' % (name, n_equal))
+    assert n_equal >= 7
+
+
+def models_of(folder):
+    """A models_dir in a folder, with the demo model."""
+    shutil.copytree(os.path.join(MODELS, 'demo'), os.path.join(folder, 'demo'))
+    return folder
+
+
+def training(models_dir, run_name, **changes):
+    """The command of a short fine-tune of the demo model, with dropout."""
+    flags = dict(data=HELD_OUT, model_name='demo', run_name=run_name, models_dir=models_dir, batch_size=2, steps=6, warmup=2,
+                 save_every=6, learning_rate=3e-4)
+    return script('train.py', *arguments_of(dict(flags, **changes)))
+
+
+@pytest.mark.parametrize('changes', [{}, {'recompute': True}, {'batch_size': 1, 'accumulate': 2}], ids=str)
+def test_training_has_the_losses_of_a_cpu(gpu, tmp_path, changes):
+    """And the gradients' norms: also what dropout drops is the same."""
+    models_dir = models_of(str(tmp_path / 'models'))
+    for name, device in (('ours', DEVICE), ('cpus', 'CPU')):
+        printed(device, training(models_dir, name, **changes))
+    ours, cpus = [np.array(losses_of(models_dir, name)) for name in ('ours', 'cpus')]
+    print('losses and norms differ by a factor of %.1e at most' % np.abs(ours / cpus - 1).max())
+    assert ours.shape == (6, 3) and ours[0, 1] > ours[-1, 1]
+    np.testing.assert_allclose(ours, cpus, rtol=1e-4)
+
+
+def test_perplexity_is_that_of_a_cpu(gpu):
+    command = script('evaluate.py', 'text', HELD_OUT, '--model_name', 'demo', '--models_dir', MODELS, '--stride', '64')
+    ours, cpus = [float(re.search('perplexity per token +(.*)', printed(device, command)).group(1))
+                  for device in (DEVICE, 'CPU')]
+    print('perplexity %.6g, on a CPU %.6g' % (ours, cpus))
+    assert abs(ours / cpus - 1) < 1e-4
+
+
+def test_8_bit_weights_are_refused_in_a_line(gpu):
+    command = script(UNCONDITIONAL, '--model_name', 'demo', '--models_dir', MODELS, '--nsamples', '1', '--precision', 'int8')
+    status, stdout, stderr = finished(command, environment(DEVICE))
+    assert (status, stdout, stderr.count('\n')) == (1, '', 1)
+    assert '8-bit weights are for a CPU' in stderr
+
+
+# Memory
+
+def megabytes(field='memory.used', number=0):
+    """What nvidia-smi says of the memory of the number-th GPU of those that were visible."""
+    visible = os.environ['GPUS_BEFORE_TESTS']
+    text = benchmark.card(field, str(number) if visible == 'all' else visible.split(',')[number])
+    if text is None or not text.isdigit():
+        pytest.skip('needs nvidia-smi to tell %s; it says %s' % (field, text))
+    return int(text)
+
+
+def wait_until(condition, process=None):
+    deadline = time.time() + SECONDS
+    while not condition():
+        assert time.time() < deadline and (process is None or process.poll() is None)
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize('name', [UNCONDITIONAL, INTERACTIVE])
+def test_a_sampler_takes_a_part_of_the_memory_and_gives_it_back_on_ctrl_c(gpu, name):
+    """On a terminal, where the interactive script prints each token as it comes."""
+    before, whole = megabytes(), megabytes('memory.total')
+    with Conversation(script(name, '--model_name', 'demo', '--models_dir', MODELS, '--length', '250'), terminal=True,
+                      env=environment(DEVICE)) as terminal:
+        if name == INTERACTIVE:
+            terminal.read_until(QUESTION)
+            terminal.say(b'Once upon a time\n')
+        terminal.read_until(b' SAMPLE 1 ')
+        terminal.read_until(b' SAMPLE 2 ' if name == UNCONDITIONAL else b'=\r\n')
+        during = megabytes()
+        if name == INTERACTIVE:
+            assert terminal.read_some()  # of the text, before it is complete
+            assert b'=' * 80 not in terminal.unread
+        terminal.say(CTRL_C)
+        assert terminal.end()[0] == 0
+    print('%s: %d of %d MB' % (name, during - before, whole))
+    assert CONTEXT_MB < during - before < whole / 4
+    wait_until(lambda: megabytes() < before + CONTEXT_MB)
+
+
+def test_each_worker_has_a_gpu_of_its_own_and_they_train_as_one_does(gpu, tmp_path):
+    if len(gpu) < 2:
+        pytest.skip('needs two GPUs, and TensorFlow uses one here')
+    models_dir = models_of(str(tmp_path / 'models'))
+    printed(DEVICE, training(models_dir, 'alone', steps=40))
+    before = [megabytes(number=number) for number in range(2)]
+    with subprocess.Popen(training(models_dir, 'two', steps=40, batch_size=1, workers=2), env=environment(DEVICE),
+                          stderr=subprocess.PIPE) as process:
+        path = os.path.join(models_dir, 'two', 'training', 'metrics.jsonl')
+        wait_until(lambda: os.path.exists(path) and metrics_of_step(path), process)
+        during = [megabytes(number=number) for number in range(2)]
+        stderr = process.communicate(timeout=SECONDS)[1]
+    assert process.returncode == 0, stderr
+    assert min(np.subtract(during, before)) > CONTEXT_MB
+    np.testing.assert_allclose(losses_of(models_dir, 'two'), losses_of(models_dir, 'alone'), rtol=1e-4)
