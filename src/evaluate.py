@@ -2,6 +2,7 @@
 """Score texts and the benchmarks of the GPT-2 paper with a model.
 
     python3 src/evaluate.py text novel.txt --model_name 117M
+    python3 src/evaluate.py detect novels/ samples/ --model_name 117M
     python3 src/evaluate.py lambada lambada_test.jsonl --model_name 117M
     python3 src/evaluate.py table data --chart table.png
 
@@ -22,11 +23,15 @@ import numpy as np
 import checkpoint
 import corpus
 import encoder
-from evaluation import benchmarks
-from evaluation.protocols import Model, Options, Sum, measure, score_documents, text_of, window_sizes
+from evaluation import benchmarks, detection
+from evaluation.page import write_page
+from evaluation.protocols import (
+    Model, Options, Sum, document_rows, measure, predict_rows, read_tokens, score_documents, text_of, window_sizes)
 from evaluation.table import draw, print_table
 import files
 import releases
+
+N_SHOWN = 5  # of the likeliest tokens, on the page of a text
 
 
 @contextlib.contextmanager
@@ -53,8 +58,8 @@ def check_model(model_name, models_dir, options):
     return text_encoder, hparams
 
 
-def text(*paths, model_name='117M', context: int = None, stride: int = None, per_line=False, jsonl: str = None, batch_size=2,
-         limit: int = None, precision='float32', models_dir='models'):
+def text(*paths, model_name='117M', context: int = None, stride: int = None, per_line=False, jsonl: str = None,
+         html: str = None, batch_size=2, limit: int = None, precision='float32', models_dir='models'):
     """Score UTF-8 texts: nats, perplexity, bits per byte and per character. Each token is scored once.
 
     Args:
@@ -64,6 +69,7 @@ def text(*paths, model_name='117M', context: int = None, stride: int = None, per
         stride: tokens from one window to the next; None is context, the fastest; with less, each token sees more before it
         per_line: take each line that is not empty as a document
         jsonl: write a line of JSON for each document to this file: its text, its tokens and their log-probabilities
+        html: write a page to this file that shows the text, coloured by how likely the model found each token
         batch_size: sequences as long as the context computed at once
         limit: score only this many windows from the beginning, for a quick look
         precision: float32; or int8, weights in 8 bits: faster on a CPU, and README says by how much and what it costs
@@ -73,20 +79,27 @@ def text(*paths, model_name='117M', context: int = None, stride: int = None, per
     if not paths:
         raise ValueError('no text given; name files, globs or folders')
     paths = corpus.find_files(paths)
-    if jsonl:
-        check_output('jsonl', jsonl)
-        if os.path.realpath(jsonl) in map(os.path.realpath, paths):
-            raise ValueError('--jsonl is %s, one of the texts; give another name' % jsonl)
+    taken = set(map(os.path.realpath, paths))
+    for flag, path in (('jsonl', jsonl), ('html', html)):
+        if path:
+            check_output(flag, path)
+            if os.path.realpath(path) in taken:
+                raise ValueError('--%s is %s, one of the texts or the other output; give another name' % (flag, path))
+            taken.add(os.path.realpath(path))
     pieces = corpus.read_pieces(paths)
     with load(model_name, models_dir, options, precision) as model:
         scored = score_documents(model, by_line(pieces) if per_line else pieces, options, label='text',
-                                 n_bytes=sum(map(os.path.getsize, paths)))
+                                 n_bytes=sum(map(os.path.getsize, paths)), predict=model.predictor(N_SHOWN) if html else None)
         if not scored.documents and not scored.interrupted:
             raise ValueError('there is no text in %s' % ', '.join(paths))
         for name, value in text_figures(model, scored) if scored.documents else []:
             print('%-26s %s' % (name, value), flush=True)
         if jsonl and not keeps_old('jsonl', jsonl, scored.interrupted):
             write_jsonl(jsonl, model, scored)
+        if html and not keeps_old('html', html, scored.interrupted):
+            names = ', '.join(map(os.path.basename, paths[:3])) + (' and %d more' % len(paths[3:]) if paths[3:] else '')
+            write_page(html, model.encoder, list(zip(scored.documents, scored.predictions)), title=names,
+                       model_name=model_name)
     if scored.interrupted:
         raise KeyboardInterrupt
 
@@ -121,6 +134,54 @@ def write_jsonl(path, model, scored):
             line = {'text': ''.join(text_of(model.encoder, ids)), 'tokens': ids.tolist(),
                     'nats': float(nats_N.sum(dtype=np.float64)), 'log_probabilities': [-float('%.7g' % x) for x in nats_N]}
             file.write(json.dumps(line, ensure_ascii=False, sort_keys=True) + '\n')
+
+
+def detect(human, machine, model_name='117M', chart: str = None, batch_size=2, limit: int = None, precision='float32',
+           models_dir='models'):
+    """Tell how well the model's likelihoods tell a machine's texts from those of people, in one Markdown table.
+
+    Args:
+        human: file, glob or folder of .txt and .jsonl, with texts that people wrote
+        machine: the same with texts that a machine wrote, such as the folder that generate_dataset.py makes
+        model_name: which model finds the texts likely or not, a folder in models_dir
+        chart: also draw the ROC curves into this PNG file; needs matplotlib
+        batch_size: sequences as long as the context computed at once
+        limit: take only this many texts from the beginning of each side, for a quick look
+        precision: float32; or int8, weights in 8 bits: faster on a CPU, and README says by how much and what it costs
+        models_dir: folder of the models, looked for here and then in the repository
+    """
+    options = checked(Options(None, None, batch_size, limit))
+    if chart:
+        check_output('chart', chart)
+        import matplotlib  # noqa: F401, so that a missing package is told before hours of work
+    text_encoder, _ = check_model(model_name, models_dir, options)
+    documents = [list(read_tokens(text_encoder, corpus.find_files(paths), limit)) for paths in (human, machine)]
+    choices = detection.choose(*documents)
+    for line in detection.warnings(choices, *documents):
+        print('warning: ' + line, file=sys.stderr)
+    if not detection.has_scikit_learn():
+        print('the fitted baseline is left out: it needs `pip install scikit-learn`', file=sys.stderr)
+    with load(model_name, models_dir, options, precision) as model:
+        predictions = [predict_chosen(model, choices, side, documents[side], options) for side in (0, 1)]
+        results = detection.print_table(detection.compare(choices, predictions, model.encoder.decode))
+    if chart:
+        detection.draw(results, chart)
+
+
+def predict_chosen(model, choices, side, documents, options):
+    """The Predictions of the beginnings of those documents that are in a Choice, {number: Predictions}. side: 0 human, 1 machine."""
+    lengths = {number: choice.length for choice in choices for number in choice.numbers[side]}  # the greatest of each
+    rows, owners = [], []
+    for number, length in lengths.items():
+        new = document_rows(documents[number][:length], model.encoder.end_of_text, n_ctx=model.hparams.n_ctx,
+                            stride=model.hparams.n_ctx)
+        rows += new
+        owners += [number] * len(new)
+    predictions, interrupted = predict_rows(model, rows, owners, options, label=('human', 'machine')[side],
+                                            predict=model.predictor(0))
+    if interrupted:
+        raise KeyboardInterrupt
+    return predictions
 
 
 def check_output(flag, path):
@@ -247,7 +308,7 @@ def models_in(models_dir):
     return names
 
 
-COMMANDS = dict({name: benchmark_command(name) for name in benchmarks.FILES}, text=text, table=table)
+COMMANDS = dict({name: benchmark_command(name) for name in benchmarks.FILES}, text=text, detect=detect, table=table)
 
 if __name__ == '__main__':
     flags.run(COMMANDS)

@@ -6,6 +6,7 @@ models are the tiny one, models/demo where it is there, and a thin one with the 
 import contextlib
 import fcntl
 import functools
+import html
 import importlib.util
 import itertools
 import json
@@ -279,6 +280,107 @@ def test_the_figures_of_a_text_equal_numpy(case, context, stride, capsys, tmpdir
         np.testing.assert_allclose(-np.array(line['log_probabilities']), nats, rtol=1e-4, atol=1e-4)
         assert case.model.encoder.decode(line['tokens']) == line['text']
         assert line['nats'] == pytest.approx(nats.sum(), rel=1e-4)
+
+
+def numpy_logits(case, ids):
+    """The logits that predict each token of a document, in windows that do not overlap: float64 [N, V]."""
+    fed, n_ctx = [case.model.encoder.end_of_text] + list(ids[:-1]), case.model.hparams.n_ctx
+    return np.concatenate([case.logits(*fed[begin:begin + n_ctx]) for begin in range(0, len(fed), n_ctx)])
+
+
+@on_small_models
+def test_the_page_of_a_text_shows_it_with_the_ranks_that_numpy_finds(case, tmpdir):
+    output = str(tmpdir.join('a.html'))
+    documents = ['A <b>bold</b> & "quoted" text.\n' + TEXT, 'Second.']
+    path = write(tmpdir, 'a & b.txt', '\n<|endoftext|>\n'.join(documents))
+    evaluate.text(path, model_name=case.model.name, models_dir=case.models_dir, html=output)
+    with open(output, encoding='utf-8') as file:
+        page = file.read()
+    shown = re.sub('<[^>]*>', '', re.search('<main.*?</main>', page, re.DOTALL).group())
+    assert all(html.escape(document, quote=False) in shown for document in documents)
+    assert '<title>a &amp; b.txt</title>' in page and case.model.name in page
+    ranks = []
+    for ids in map(case.model.encoder.encode, documents):
+        logits_NV = numpy_logits(case, ids)
+        ranks += (1 + np.sum(logits_NV > logits_NV[np.arange(len(ids)), ids][:, None], axis=-1)).tolist()
+    for least, most in ((1, 10), (11, 100), (101, 1000), (1001, 9999)):
+        assert '%% (%d)</span>' % sum(least <= rank <= most for rank in ranks) in page
+
+
+@on_small_models
+def test_the_areas_under_roc_curves_equal_numpy_and_scikit_learn(case, tmpdir, capsys):
+    """Each statistic from its definition, and its area by comparing each text of one side with each of the other."""
+    random = np.random.RandomState(0)
+    sides = [[], []]
+    for number in range(2 * 25):  # pieces of a story, and the same words in another order
+        words = TEXT.split() * 3
+        begin = random.randint(40)
+        words = words[begin:begin + random.randint(35, 60)]
+        sides[number % 2].append(' '.join(random.permutation(words) if number % 2 else words))
+    paths = [write(tmpdir, name, '\n<|endoftext|>\n'.join(side)) for name, side in zip(('h.txt', 'm.txt'), sides)]
+    chart = tmpdir.join('roc.png') if importlib.util.find_spec('matplotlib') else None
+    evaluate.detect(*paths, model_name=case.model.name, models_dir=case.models_dir, chart=chart and str(chart))
+    out, err = capsys.readouterr()
+    found = {tuple(line.split(' | ')[i].strip('| ') for i in (0, 2)): line.split(' | ')[3] for line in out.splitlines()[2:]}
+    for length in (32, 64):
+        ids = [[case.model.encoder.encode(text)[:length] for text in side] for side in sides]
+        ids = [[some for some in side if len(some) == length] for side in ids]
+        n = min(map(len, ids))
+        scores = [[numpy_statistics(case, some) for some in side[:n]] for side in ids]
+        for name in scores[0][0]:
+            human, machine = ([score[name] for score in side] for side in scores)
+            wins = [(a < b) + (a == b) / 2 for a in np.float32(human) for b in np.float32(machine)]
+            assert float(found[str(length), name]) == pytest.approx(np.mean(wins), abs=2 / n ** 2), (length, name)
+            if importlib.util.find_spec('sklearn'):
+                from sklearn.metrics import roc_auc_score
+                expected = roc_auc_score([0] * n + [1] * n, np.float32(human + machine))
+                assert float(found[str(length), name]) == pytest.approx(expected, abs=2 / n ** 2), (length, name)
+    assert float(found['32', 'log-probability']) != 0.5 and 'warning: ' in err
+    assert not chart or chart.read_binary().startswith(b'\x89PNG')
+
+
+def numpy_statistics(case, ids):
+    """The zero-shot statistics of a text, {name: float}, each from its definition."""
+    logits_NV = numpy_logits(case, ids)
+    log_NV = logits_NV - np.log(np.exp(logits_NV).sum(axis=-1, keepdims=True))
+    log_N = log_NV[np.arange(len(ids)), ids]
+    rank_N = 1 + np.sum(log_NV > log_N[:, None], axis=-1)
+    mean_N = np.sum(np.exp(log_NV) * log_NV, axis=-1)
+    variance_N = np.sum(np.exp(log_NV) * (log_NV - mean_N[:, None]) ** 2, axis=-1)
+    return {'log-probability': log_N.mean(), 'log-rank (low)': -np.log(rank_N).mean(), 'share in the top 10': (rank_N <= 10).mean(),
+            'entropy (low)': mean_N.mean(), 'curvature': (log_N - mean_N).sum() / np.sqrt(variance_N.sum())}
+
+
+@pytest.mark.parametrize('limit', [None, 20])
+def test_the_texts_that_are_compared_are_scored_once_and_no_further_than_they_count(loads, tmpdir, capsys, limit):
+    """Of 30 human texts and 25 of a machine, 20 or 25 each; none is longer than the longest length it is long enough for."""
+    paths = [write(tmpdir, name, '\n<|endoftext|>\n'.join(letter * n_bytes + '%d' % n_bytes for n_bytes in range(40, 40 + n)))
+             for name, letter, n in (('h.txt', 'h', 30), ('m.txt', 'm', 25))]
+    rows = []
+
+    def predictor(n_likeliest):
+        def predict(ids, first):
+            rows.extend(ids[:, first:].tolist())
+            ones = np.ones([len(ids), ids.shape[1] - first], np.float32)
+            return protocols.Predictions(ones, ones.astype(int), ones, ones, None, None)
+        return predict
+
+    loads(byte_model(None, n_ctx=100)._replace(predictor=predictor))
+    evaluate.detect(*paths, limit=limit)
+    assert len(rows) == 2 * (limit or 25) and {len(row) for row in rows} == {32}
+    assert '| 32 | %d | log-probability | 0.500 |' % (limit or 25) in capsys.readouterr().out
+
+
+def test_interrupted_no_figures_of_a_part_of_the_texts_are_printed(loads, tmpdir, capsys):
+    path = write(tmpdir, 'a.txt', '\n<|endoftext|>\n'.join('%040d' % number for number in range(25)))
+
+    def interrupted(ids, first):
+        raise KeyboardInterrupt
+
+    loads(byte_model(None, n_ctx=100)._replace(predictor=lambda n_likeliest: interrupted))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.detect(path, path)
+    assert not capsys.readouterr().out
 
 
 @on_small_models
@@ -589,7 +691,7 @@ def loads(monkeypatch):
             names.append(name)
             yield model
         monkeypatch.setattr(evaluate, 'load', load)
-        monkeypatch.setattr(evaluate, 'check_model', lambda *_: None)
+        monkeypatch.setattr(evaluate, 'check_model', lambda *_: (model.encoder, model.hparams))
         return names
     return replace
 
@@ -908,8 +1010,17 @@ def test_options_are_checked_at_the_door(tiny_models, tmpdir, monkeypatch):
             evaluate.text(text, jsonl=path)
         with pytest.raises(OSError, match='--chart ' + message):
             evaluate.table(folder, chart=path)
-    with pytest.raises(ValueError, match='--jsonl is .*a.txt, one of the texts'):
-        evaluate.text(folder, jsonl=os.path.join(folder, '.', 'a.txt'))
+        with pytest.raises(OSError, match='--html ' + message):
+            evaluate.text(text, html=path)
+        with pytest.raises(OSError, match='--chart ' + message):
+            evaluate.detect(text, text, chart=path)
+    for flag in 'jsonl', 'html':
+        with pytest.raises(ValueError, match='--%s is .*a.txt, one of the texts' % flag):
+            evaluate.text(folder, **{flag: os.path.join(folder, '.', 'a.txt')})
+    with pytest.raises(ValueError, match='--html is .*b, one of the texts or the other output'):
+        evaluate.text(folder, jsonl=os.path.join(folder, 'b'), html=os.path.join(folder, '.', 'b'))
+    with pytest.raises(ValueError, match='no figures for 32 tokens: 0 human and 0 machine texts have so many'):
+        evaluate.detect(text, text, model_name='tiny', models_dir=tiny_models)
     assert tmpdir.join('a.txt').read() == 'a'
 
 
@@ -938,7 +1049,7 @@ def test_a_table_that_cannot_be_completed_is_refused_before_anything_is_measured
 
 def test_the_help_of_a_benchmark_has_the_command_that_gets_its_file():
     for name, command in evaluate.COMMANDS.items():
-        if name not in ('text', 'table'):
+        if name not in ('text', 'detect', 'table'):
             assert benchmarks.FILES[name] in command.__doc__ and benchmarks.COMMANDS[name] in command.__doc__
 
 

@@ -132,33 +132,31 @@ def score_documents(model, pieces, options, *, n_bytes, label, fills_last=False,
     Returns a Scored, without the documents of which nothing was scored.
     """
     documents, rows, owners, cut = windows(model, pieces, options, n_bytes=n_bytes, fills_last=fills_last)
-    parts, interrupted = predict_rows(model, rows, options, label=label, predict=predict)
-    found = [[] for _ in documents]
-    for owner, part in zip(owners, parts):
-        if part is not None:
-            found[owner].append(part)
+    found, interrupted = predict_rows(model, rows, owners, options, label=label, predict=predict)
     n_whole = n_bytes if cut else count_bytes(model.encoder, documents)
-    documents = [ids[:sum(len(part.nats) for part in own)] for ids, own in zip(documents, found) if own]
+    documents = [documents[owner][:len(found[owner].nats)] for owner in sorted(found)]
     n_scored = count_bytes(model.encoder, documents)
-    predictions = [Predictions(*[None if arrays[0] is None else np.concatenate(arrays) for arrays in zip(*own)])
-                   for own in found if own]
-    return Scored(documents, predictions, n_scored / max(1, n_scored, n_whole), interrupted)
+    return Scored(documents, [found[owner] for owner in sorted(found)], n_scored / max(1, n_scored, n_whole), interrupted)
 
 
-def predict_rows(model, rows, options, *, label, predict=None):
-    """The Predictions of each of the Rows, or None after Ctrl-C; and whether that came. predict: as score_documents takes it."""
-    found = [None] * len(rows)
+def predict_rows(model, rows, owners, options, *, label, predict=None):
+    """The Predictions of the Rows of each document, {its number: Predictions}, and whether Ctrl-C came before the end.
+
+    owners: for each row the number of its document.  predict: as score_documents takes it.
+    """
+    parts = {}
 
     def predict_batch(numbers):
         ids, first = stack(rows, numbers)
-        predictions = predict(ids, first) if predict else Predictions(model.score(ids, first), *[None] * 5)
-        for i, number in enumerate(numbers):
-            found[number] = Predictions(*[None if array is None else array[i] for array in predictions])
-        return {'nats': Sum('perplexity', np.sum(predictions.nats, dtype=np.float64), predictions.nats.size)}
+        found = predict(ids, first) if predict else Predictions(model.score(ids, first), *[None] * 5)
+        for i, number in enumerate(numbers):  # batches() keeps the rows of a document in order
+            parts.setdefault(owners[number], []).append([None if array is None else array[i] for array in found])
+        return {'nats': Sum('perplexity', np.sum(found.nats, dtype=np.float64), found.nats.size)}
 
     n_ctx, _ = window_sizes(model.hparams, options)
     _, interrupted = add_up(predict_batch, batches(rows, options.batch_size * (n_ctx + 1)), label=label, shown='nats')
-    return found, interrupted
+    return {owner: Predictions(*[None if arrays[0] is None else np.concatenate(arrays) for arrays in zip(*part)])
+            for owner, part in parts.items()}, interrupted
 
 
 def windows(model, pieces, options, *, n_bytes, fills_last):
@@ -169,7 +167,7 @@ def windows(model, pieces, options, *, n_bytes, fills_last):
     """
     n_ctx, stride = window_sizes(model.hparams, options)
     documents, rows, owners = [], [], []
-    with tqdm(desc='encoding', total=n_bytes or None, unit='B', unit_scale=True, disable=None, leave=False) as bar:
+    with encoding_bar(n_bytes) as bar:
         for document in corpus.by_document(pieces):
             n_windows = math.inf if options.limit is None else options.limit - len(rows)
             if not n_windows:
@@ -182,6 +180,18 @@ def windows(model, pieces, options, *, n_bytes, fills_last):
             if cut:
                 return documents, rows, owners, True
     return documents, rows, owners, False
+
+
+def read_tokens(encoder, paths, limit=None):
+    """Yield the token ids of each document in files, int32 [N]. limit: only so many documents; None is all."""
+    with encoding_bar(sum(map(os.path.getsize, paths))) as bar:
+        for document in itertools.islice(corpus.by_document(corpus.read_pieces(paths)), limit):
+            yield encode(encoder, document, math.inf, bar)[0]
+
+
+def encoding_bar(n_bytes):
+    """A progress bar over the bytes of texts; 0 if it is not known how many there are."""
+    return tqdm(desc='encoding', total=n_bytes or None, unit='B', unit_scale=True, disable=None, leave=False)
 
 
 def encode(encoder, pieces, limit, bar):

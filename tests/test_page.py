@@ -1,0 +1,492 @@
+"""evaluation/page.py: the page shows the text and only the text, its figures are NumPy's, its cards tell what was given.
+
+Some tests ask a browser, Debian's chromium: it loads a copy of the page with a script at its end, which says what it found.
+"""
+import base64
+import html.parser
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import urllib.parse
+
+import numpy as np
+import pytest
+
+import encoder
+from conftest import ROOT
+from evaluation import page
+from evaluation.protocols import Predictions
+
+HOSTILE = ('</script><script>document.title = "hacked"</script><!-- <b onclick="x">bold</b> & &amp; \'quoted\' "quoted"\n'
+           '--> ]]> {{title}} {{data}} <|endoftext|> \ufffd \u202eback\u202c \u200b \ufeff \x00\x01\x1b[31m\x7f\x85\r\n'
+           '\ttab   spaces \n\n')
+ODD = 'An emoji 😀😀, a family 👨‍👩‍👧, naïve cafe\u0301, z\u0335\u0321\u0301; שלום, مرحبا; हिन्दी; 日本語.\n'
+
+
+class Text(html.parser.HTMLParser):
+    """What an HTML page consists of. text: what stands in main.  units: the (attributes, text) of its tokens.
+
+    data: of the cards.  tags: the names of all elements.
+    """
+
+    def __init__(self, path):
+        super().__init__(convert_charrefs=True)
+        self.text, self.title, self.units, self.tags, self.inside, self.data = '', '', [], [], [], None
+        with open(path, encoding='utf-8', newline='') as file:
+            self.source = file.read()
+        self.feed(self.source)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.inside = [tag] if tag in ('main', 'title', 'script') else self.inside + [tag]
+        if self.inside[0] == 'main' and tag == 'i':
+            self.units.append([dict(attributes), ''])
+        self.is_data = dict(attributes).get('id') == 'data'
+
+    def handle_endtag(self, tag):
+        self.inside = self.inside[:-1]
+
+    def handle_data(self, data):
+        outer, inner = self.inside[:1], self.inside[-1:]
+        if outer == ['main'] and 'h2' not in self.inside:
+            self.text += data
+            if inner == ['i']:
+                self.units[-1][1] += data
+        elif outer == ['title']:
+            self.title += data
+        elif outer == ['script'] and self.is_data:
+            self.data = json.loads(data)
+
+
+@pytest.fixture(scope='module')
+def demo():
+    """The Encoder of the demo model."""
+    return encoder.get_encoder('demo', os.path.join(ROOT, 'models'))
+
+
+def encoder_of(*words):
+    """An Encoder that has a token for each of words, besides those of the 256 bytes: a tag may be one token."""
+    symbols = encoder.bytes_to_unicode()
+    merges = {}
+    for word in words:
+        spelled = ''.join(symbols[byte] for byte in word.encode('utf-8'))
+        merges.update({spelled[:end + 1]: (spelled[:end], spelled[end]) for end in range(1, len(spelled))})
+    tokens = list(symbols.values()) + sorted(merges) + [encoder.END_OF_TEXT]
+    return encoder.Encoder({token: number for number, token in enumerate(tokens)}, list(merges.values()))
+
+
+def made_up(ids, n_vocab, seed=0):
+    """Predictions as a model of n_vocab tokens might make them, drawn at random."""
+    random = np.random.RandomState(seed)
+    n_tokens, columns = len(ids), min(5, n_vocab)
+    rank = np.minimum(np.exp(random.exponential(2.2, n_tokens)).astype(int), n_vocab)
+    return Predictions(nats=np.log(rank) + random.exponential(1, n_tokens), rank=rank, entropy=random.gamma(3, 1, n_tokens),
+                       variance=random.gamma(3, 1, n_tokens), likeliest=random.randint(0, n_vocab, [n_tokens, columns]),
+                       likeliest_nats=np.sort(random.exponential(2, [n_tokens, columns])))
+
+
+def documents_of(text_encoder, *texts):
+    """Documents as write_page takes them. texts: str, or list of token ids."""
+    every = [np.array(text_encoder.encode(text) if isinstance(text, str) else text, np.int32) for text in texts]
+    return [(ids, made_up(ids, len(text_encoder.decoder), seed)) for seed, ids in enumerate(every)]
+
+
+def write(folder, text_encoder, documents, title='a title', model_name='a model'):
+    """The path of the page of documents."""
+    path = str(folder.join('page.html'))
+    page.write_page(path, text_encoder, documents, title=title, model_name=model_name)
+    return path
+
+
+def write_text(path, text):
+    """The path of a file of UTF-8 text."""
+    path.write_binary(text.encode('utf-8'))
+    return str(path)
+
+
+def visible(data):
+    """UTF-8 bytes as the page should show them: what is no character of a text, by its number."""
+    text = data.decode('utf-8', 'backslashreplace')
+    return re.sub('[\x00-\x08\x0b-\x1f\x7f-\x9f]', lambda match: '\\x%02x' % ord(match.group()), text)
+
+
+def unpacked(packed):
+    """The numbers that the page holds in base64."""
+    width, text = packed
+    return np.frombuffer(base64.b64decode(text), '<u%d' % width)
+
+
+# Without a browser
+
+@pytest.mark.parametrize('text', [HOSTILE, ODD, '', 'x', '\n', ' ', '\n\n \n', 'a' * 3000, 'word ' * 5000, 'line\n' * 3000,
+                                  '\u0301x'], ids=lambda text: ascii(text)[:12])
+def test_a_parser_finds_the_text_and_only_the_template_s_elements(demo, tmpdir, text):
+    """Whatever the text holds, a parser gets all of it back, and meets no element that the page of an empty text has not."""
+    parsed = Text(write(tmpdir, demo, documents_of(demo, text)))
+    assert parsed.text == visible(text.encode('utf-8'))
+    harmless = [tag for tag in parsed.tags if tag not in ('i', 'div')]
+    assert harmless == [tag for tag in Text(write(tmpdir, demo, documents_of(demo, ''))).tags if tag not in ('i', 'div')]
+
+
+TAGS = '</script>', '<script>', '<!--', '<b>', '&lt;', '&amp', '</i></div></main>', '"', '\x00', '\r\n'
+
+
+def test_a_token_that_is_a_tag_is_only_text(tmpdir):
+    """Tokens that hold all of a tag, a comment's beginning or a character reference are shown as they are, also in cards."""
+    hostile = encoder_of(*TAGS)
+    ids = [hostile.encoder[''.join(hostile.byte_encoder[byte] for byte in tag.encode('utf-8'))] for tag in TAGS]
+    documents = documents_of(hostile, ids)
+    documents[0][1].likeliest[:] = np.array(ids)[:, None]
+    parsed = Text(write(tmpdir, hostile, documents))
+    assert [text for _, text in parsed.units] == [visible(tag.encode('utf-8')) for tag in TAGS]
+    assert 'b' not in parsed.tags and sorted(parsed.data['words']) == sorted(page.word(hostile, token) for token in ids)
+    assert len(re.findall('</?script', parsed.source)) == 4  # data and script, as in the template
+
+
+def test_title_and_model_name_are_only_text(demo, tmpdir):
+    """A file name may hold HTML, and bytes that are not UTF-8."""
+    title = '"a\'s" </title><b>{{text}}</b> & \udcff'
+    parsed = Text(write(tmpdir, demo, documents_of(demo, 'x'), title=title, model_name='<b>{{text}}'))
+    assert parsed.title == title.replace('\udcff', '\\xff')
+    assert 'b' not in parsed.tags and '<p class="by">as the model &lt;b&gt;{{text}} reads it</p>' in parsed.source
+
+
+def test_nothing_comes_from_elsewhere(demo, tmpdir):
+    """The page names no other file, and forbids the browser to load any."""
+    source = Text(write(tmpdir, demo, documents_of(demo, 'x'))).source
+    assert "default-src 'none'" in source
+    assert not re.search(r'https?:|//\w+\.|\bsrc=|\bhref=|url\(|@import|innerHTML|\bfetch\b|\bimport\b', source)
+
+
+def test_random_bytes_come_back(demo, tmpdir):
+    """Tokens of any bytes are shown: characters as themselves, though tokens may cut them, other bytes by their numbers."""
+    random = np.random.RandomState(0)
+    for number in range(30):
+        data = ''.join(chr(random.choice([0x41, 0xe9, 0x20ac, 0x1f600])) for _ in range(30)).encode('utf-8')
+        data = bytes(byte for byte in data if random.uniform() > number / 60) + bytes(random.randint(0, 256, number).tolist())
+        ids = [demo.encoder[demo.byte_encoder[byte]] for byte in data]
+        parsed = Text(write(tmpdir, demo, documents_of(demo, ids)))
+        assert parsed.text == visible(data)
+        assert sum(int(attributes.get('data-n', 1)) for attributes, _ in parsed.units) == len(ids)
+
+
+def test_halves_of_a_character_are_one_unit_of_the_worst_rank(demo, tmpdir):
+    """An emoji of four tokens stands once; so does a letter with the accent that follows it; bytes alone show their numbers."""
+    ids = [demo.encoder[demo.byte_encoder[byte]] for byte in 'a😀e\u0301'.encode('utf-8') + b'\xf0\x9f!']
+    rank = np.array([1, 2, 50, 5, 3, 1, 2000, 1, 1, 11, 1])
+    parsed = Text(write(tmpdir, demo, [(np.array(ids), made_up(ids, 4096)._replace(rank=rank))]))
+    assert parsed.units == [[{}, 'a'], [{'class': 'b', 'data-n': '4'}, '😀'], [{'class': 'd', 'data-n': '3'}, 'e\u0301'],
+                            [{'class': 'hex'}, '\\xf0'], [{'class': 'b hex'}, '\\x9f'], [{}, '!']]
+
+
+def test_an_emoji_of_several_emoji_is_one_unit(demo, tmpdir):
+    """What joins characters into one joins their tokens."""
+    ids = [demo.encoder[demo.byte_encoder[byte]] for byte in 'x👨‍👩‍👧y'.encode('utf-8')]
+    assert [text for _, text in Text(write(tmpdir, demo, documents_of(demo, ids))).units] == ['x', '👨‍👩‍👧', 'y']
+
+
+def test_tokens_that_would_not_be_seen_are_marked(demo, tmpdir):
+    """White space alone, a newline and a character without width each get the class that makes them visible."""
+    singles = ['\n', ' ', '\t', '\u200b', '\r', '\u00a0', 'x']
+    ids = [demo.encoder[demo.byte_encoder[byte]] for byte in ''.join(singles).encode('utf-8')]
+    documents = [(np.array(ids), made_up(ids, 4096)._replace(rank=np.ones(len(ids), int)))]
+    kinds = [attributes.get('class') for attributes, _ in Text(write(tmpdir, demo, documents)).units]
+    assert kinds == ['line', 'space', 'space', 'nothing', 'hex', 'space', None]
+
+
+def test_edges_of_the_classes(demo, tmpdir):
+    """Rank 10 is the last of the first class, 100 of the second, 1,000 of the third."""
+    ids = demo.encode('\n') * 7
+    documents = [(np.array(ids), made_up(ids, 4096)._replace(rank=np.array([1, 10, 11, 100, 101, 1000, 1001])))]
+    kinds = [attributes['class'].split()[0] for attributes, _ in Text(write(tmpdir, demo, documents)).units]
+    assert kinds == ['line', 'line', 'b', 'b', 'c', 'c', 'd']
+
+
+def test_figures_are_those_of_numpy(demo, tmpdir):
+    """Shares, counts, perplexity, entropy, in all and for each document."""
+    documents = documents_of(demo, HOSTILE * 3, ODD)
+    source = Text(write(tmpdir, demo, documents)).source
+    nats, rank, entropy = [np.concatenate([getattr(found, name) for _, found in documents])
+                           for name in ('nats', 'rank', 'entropy')]
+    assert '<dd>{:,}</dd>'.format(len(nats)) in source
+    assert '<dd>%.6g</dd>' % np.exp(nats.mean()) in source
+    for values in nats, entropy:
+        assert '<dd>%.2f nats <small>= %.2f bits' % (values.mean(), values.mean() / np.log(2)) in source
+    for low, high in (0, 10), (10, 100), (100, 1000), (1000, np.inf):
+        count = np.sum((rank > low) & (rank <= high))
+        assert '<span>{:.1f} % ({:,})</span>'.format(100 * count / len(rank), count) in source
+    for number, (ids, found) in enumerate(documents, 1):
+        assert '<h2>Document %d <small>%d tokens, perplexity %.6g</small></h2>' % (
+            number, len(ids), np.exp(found.nats.mean())) in source
+
+
+@pytest.mark.parametrize('n_tokens', [1, 2, 19, 20, 21, 300, 5000])
+def test_a_curve_is_a_moving_mean(demo, n_tokens):
+    """Each point is the mean of the tokens around it, as the axis says; a few hundred at most, and NaN is left out."""
+    found = made_up(np.zeros(n_tokens), 4096)
+    found.nats[n_tokens // 2:][:30] = np.nan
+    curves = page.curves(found, [])
+    window, top = int(curves['window'].replace(',', '')), int(curves['curve_top'])
+    for name, values in ('nats', found.nats), ('entropy', found.entropy):
+        points = [tuple(map(float, point.split())) for point in re.findall('[0-9.-]+ [0-9.-]+', curves[name + '_curve'])][:-1]
+        assert len(points) <= 300 and all(0 <= x <= 300 and 0 <= y <= 100 for x, y in points)
+        if n_tokens != 1 or name == 'entropy':
+            assert points
+        for x, y in points:
+            means = [np.mean(part[np.isfinite(part)]) for first in range(max(0, n_tokens - window + 1))
+                     for part in [values[first:first + window]]
+                     if abs(300 * (first + window / 2) / n_tokens - x) <= 0.051 and np.isfinite(part).any()]
+            assert any(abs(100 - 100 * mean / top - y) < 0.06 for mean in means)
+
+
+def test_the_curve_shows_where_documents_begin(demo):
+    """A line for each document but the first, at its share of the tokens; of more than fit, one for each place."""
+    found = made_up(np.zeros(1000), 4096)
+    assert page.curves(found, [250, 500])['begins'] == 'M75 0V100M150 0V100'
+    assert page.curves(found, [])['begins'] == ''
+    assert page.curves(found, range(1, 1000))['begins'].count('M') <= 300
+
+
+def test_cards_hold_what_was_given(demo, tmpdir):
+    """Ranks and ids come back as they were, nats to the nearest thousandth; words are seen, their spaces included."""
+    documents = documents_of(demo, HOSTILE, '', ODD)
+    documents[0][1].nats[:3] = [np.nan, 100, -1e-9]
+    data = Text(write(tmpdir, demo, documents)).data
+    ids = np.concatenate([ids for ids, _ in documents])
+    likeliest, likeliest_nats, nats, rank = [np.concatenate([getattr(found, name) for _, found in documents])
+                                             for name in ('likeliest', 'likeliest_nats', 'nats', 'rank')]
+    words = np.array([page.word(demo, token) for token in range(len(demo.decoder))])
+    shown = np.array(data['words'])
+    assert (shown[unpacked(data['tokens'])] == words[ids]).all() and data['columns'] == 5
+    assert (shown[unpacked(data['likeliest'])] == words[likeliest.ravel()]).all()
+    assert np.abs(unpacked(data['likeliest_nats']) / 1000 - likeliest_nats.ravel()).max() <= 0.00051
+    assert (unpacked(data['rank']) == rank).all()
+    assert unpacked(data['nats'])[:3].tolist() == [65535, 65534, 0]
+    assert np.abs(unpacked(data['nats']) / 1000 - nats)[3:].max() <= 0.00051
+
+
+def test_words_are_seen(demo):
+    """Spaces, newlines, bytes and what has no width are signs in a card; no two tokens look the same."""
+    words = [page.word(demo, token) for token in range(len(demo.decoder))]
+    assert len(set(words)) == len(words)
+    assert all(word.isprintable() and word.strip() == word != '' for word in words)
+    assert page.word(demo, demo.encode(' the')[0]) == '␣the'
+    assert page.word(demo, demo.encoder[demo.byte_encoder[0xf0]]) == '\\xf0'
+
+
+def test_numbers_of_any_size_are_packed():
+    """Two bytes for each number where they do, four where one is larger."""
+    for numbers, width in ([], 2), ([0, 65535], 2), ([0, 65536], 4):
+        packed = page.packed(np.array(numbers))
+        assert packed[0] == width and unpacked(packed).tolist() == numbers
+
+
+@pytest.mark.parametrize('text', ['word ' * 30000, 'x\n' * 20000, 'a9' * 15000, '\n' * 20000],
+                         ids=['words', 'lines', 'no space', 'newlines'])
+def test_blocks_are_bounded(demo, text):
+    """No block has more than 4,000 tokens or fewer than 400, but the last; only one that ends in a line is marked as cut."""
+    ids = np.array(demo.encode(text))
+    units = page.units(demo, ids)
+    found = list(page.blocks(units, np.ones(len(ids), int)))
+    sizes = [block.count('<i') for block in found]
+    assert len(found) > 1 and max(sizes) <= 2 * page.LONG_BLOCK and min(sizes[:-1]) >= page.BLOCK
+    assert ['class="cut"' in block for block in found[:-1]] == [not block.endswith('\n</i></div>') for block in found[:-1]]
+    assert 'class="cut"' not in found[-1]
+
+
+def test_a_page_of_many_tokens_is_not_large(demo, tmpdir):
+    """At most 80 bytes for each token, five alternatives included; the rest, without any, under 30,000."""
+    with open(os.path.join(ROOT, 'tests', 'held_out.txt'), encoding='utf-8') as file:
+        documents = documents_of(demo, file.read())
+    empty = os.path.getsize(write(tmpdir, demo, []))
+    n_tokens = len(documents[0][0])
+    assert empty < 30000 and n_tokens > 1000
+    assert os.path.getsize(write(tmpdir, demo, documents)) - empty < 80 * n_tokens
+
+
+def luminance(colour):
+    """The relative luminance of a colour such as #fdfcf9, as WCAG 2 defines it."""
+    parts = [int(colour[place:place + 2], 16) / 255 for place in (1, 3, 5)]
+    return float(np.dot([0.2126, 0.7152, 0.0722], [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts]))
+
+
+@pytest.mark.parametrize('scheme', [0, 1], ids=['light', 'dark'])
+def test_colours_can_be_read_and_told_apart_without_hue(scheme):
+    """Text has WCAG's contrast of 4.5, light and dark; classes differ in lightness, step by step, and in their lines."""
+    with open(page.TEMPLATE, encoding='utf-8') as file:
+        template = file.read()
+    colours = dict(re.findall(r'--(\w+): (#\w{6});', re.findall(r':root {(.*?)\n *}', template, re.DOTALL)[scheme]))
+    value = {name: luminance(colour) for name, colour in colours.items()}
+    for text, ground in (('ink', 'paper'), ('quiet', 'paper'), ('ink', 'raised'), ('ink', 'c0'), ('ink', 'c1'), ('ink2', 'c2'),
+                         ('ink3', 'c3')):
+        low, high = sorted([value[text], value[ground]])
+        assert (high + 0.05) / (low + 0.05) >= 4.5, (text, ground)
+    steps = [value[name] for name in ('paper', 'c0', 'c1', 'c2', 'c3')]
+    assert steps == sorted(steps, reverse=not scheme)
+    assert len(set(re.findall(r'i\.[bcd] {.*underline (\w+)', template))) == 3
+
+
+# In a browser
+
+def in_browser(path, script):
+    """What a script returns that runs in the page once it was loaded. script: the body of an async function."""
+    if not shutil.which('chromium'):
+        pytest.skip('needs chromium: apt-get install chromium')
+    with open(path, encoding='utf-8') as file:
+        source = file.read()
+    copy = path + '.copy.html'
+    with open(copy, 'w', encoding='utf-8', newline='\n') as file:
+        file.write(source + """<script>
+            const loaded = new Promise(done => addEventListener('load', done));
+            loaded.then(async () => { %s }).catch(String).then(found => {
+                document.documentElement.textContent = 'FOUND' + encodeURIComponent(JSON.stringify(found)) + 'END';
+            });</script>""" % script)
+    command = ['chromium', '--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-sync',
+               '--disable-background-networking', '--disable-component-update', '--user-data-dir=' + path + '.profile',
+               '--window-size=1300,800', '--allow-file-access-from-files', '--virtual-time-budget=5000', '--dump-dom',
+               'file://' + copy]
+    process = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=120)
+    match = re.search(r'FOUND(\S+)END', process.stdout.decode('utf-8'))
+    assert match, (process.stdout[-1000:], process.stderr[-1000:])
+    return json.loads(urllib.parse.unquote(match.group(1)))
+
+
+def shown_percent(nats):
+    """A probability as a card should show it, given to the thousandth of a nat."""
+    percent = 100 * math.exp(-round(1000 * nats) / 1000)
+    return '< 0.0001 %' if percent < 1e-4 else ('%.1f %%' if percent >= 0.1 else '%#.2g %%') % percent
+
+
+def expected_card(text_encoder, ids, found, token):
+    """The lines of a token's card: itself, what it cost, its rank, the likeliest."""
+    lines = [page.word(text_encoder, ids[token]), 'probability %s (%.2f nats), rank %s' % (
+        shown_percent(found.nats[token]), found.nats[token], format(found.rank[token], ','))]
+    for likely, nats in zip(found.likeliest[token], found.likeliest_nats[token]):
+        lines += [page.word(text_encoder, likely), shown_percent(nats)]
+    return lines
+
+
+LINES = "const lines = () => [...card.querySelectorAll('p, td')].map(element => element.textContent);"
+
+
+def test_pointing_at_a_token_shows_its_card(demo, tmpdir):
+    """Every token's card tells its probability, its rank and the five likeliest, as they were given, in several documents."""
+    documents = documents_of(demo, 'Once upon a time\n\n' + HOSTILE, 'there was a King <b>.')
+    for ids, found in documents:
+        found.likeliest[::3, 1] = ids[::3]  # what stood there is told by a bold line
+    documents = [(ids, found._replace(nats=found.nats.round(2) + 0.001)) for ids, found in documents]  # far from ties
+    cards = in_browser(write(tmpdir, demo, documents), LINES + """
+        const found = [], bold = () => [...card.querySelectorAll('.it td:first-child')].map(element => element.textContent);
+        for (const unit of document.querySelectorAll('main i')) {
+            unit.dispatchEvent(new MouseEvent('mouseover', {bubbles: true}));
+            found.push([lines(), bold(), card.hidden, Number(unit.dataset.n || 1)]);
+        }
+        text.dispatchEvent(new MouseEvent('mouseleave'));
+        return [...found, card.hidden];""")
+    assert cards.pop() is True
+    wanted = [expected_card(demo, ids.tolist(), found, token) for ids, found in documents for token in range(len(ids))]
+    assert len(cards) > 50
+    for lines, bold, hidden, n_tokens in cards:
+        assert not hidden
+        if n_tokens == 1:
+            assert lines == wanted[0] and bold == [line for line in lines[2::2] if line == lines[0]]
+        del wanted[:n_tokens]
+    assert not wanted
+
+
+def test_the_card_of_a_character_lists_its_tokens(demo, tmpdir):
+    """Of a character that four tokens make up, each is told in turn; of very many, the first twenty."""
+    ids = [demo.encoder[demo.byte_encoder[byte]] for byte in '😀'.encode('utf-8') + ('a' + 20 * '\u0301').encode('utf-8')]
+    found = made_up(ids, 4096)
+    found = found._replace(nats=found.nats.round(2) + 0.001)
+    first, second = in_browser(write(tmpdir, demo, [(np.array(ids), found)]), LINES + """
+        return [...document.querySelectorAll('main i')].map(unit => { unit.click(); return lines(); });""")
+    assert first[0].startswith('4 tokens') and second[0].startswith('41 tokens') and second[-1] == 'and 21 more'
+    assert first[1:] == sum([expected_card(demo, ids, found, token) for token in range(4)], [])
+    assert second[1:-1] == sum([expected_card(demo, ids, found, token) for token in range(4, 24)], [])
+
+
+def test_keys_and_taps(demo, tmpdir):
+    """The arrow keys go from token to token, over the ends of blocks, and stop at both; a tap keeps a card, Escape ends it."""
+    documents = documents_of(demo, 'a line of text\n' * 200)
+    found = in_browser(write(tmpdir, demo, documents), """
+        const units = [...document.querySelectorAll('main i')], places = [];
+        const press = key => {
+            text.dispatchEvent(new KeyboardEvent('keydown', {key, bubbles: true, cancelable: true}));
+            places.push(units.indexOf(document.querySelector('.now')));
+        };
+        press('ArrowLeft');
+        for (const unit of units) press('ArrowRight');
+        press('ArrowLeft');
+        const keys = places.splice(0);
+        units[7].click();
+        units[9].dispatchEvent(new MouseEvent('mouseover', {bubbles: true}));
+        press('x');
+        press('Escape');
+        press('ArrowRight');
+        units[3].click();
+        press('x');
+        units[3].click();
+        press('x');
+        units[3].click();
+        document.querySelector('h1').click();
+        press('x');
+        return [keys, places, text.tabIndex, text.children.length];""")
+    keys, places, tab_index, n_blocks = found
+    n_units = len(page.units(demo, documents[0][0]))
+    assert n_blocks > 1 and tab_index == 0
+    assert keys == [0] + list(range(1, n_units)) + [n_units - 1, n_units - 2]
+    assert places == [7, -1, 8, 3, -1, -1]
+
+
+def test_a_hostile_text_stays_text(demo, tmpdir):
+    """A browser runs nothing of it, shows all of it, and finds it where it is."""
+    text = HOSTILE + ODD
+    title, content, scripts = in_browser(write(tmpdir, demo, documents_of(demo, text), title='</title><script>x</script>'), """
+        return [document.title, text.textContent, document.scripts.length];""")
+    assert title == '</title><script>x</script>' and scripts == 3
+    assert content == visible(text.encode('utf-8'))
+
+
+@pytest.mark.parametrize('width', [360, 1200])
+def test_nothing_is_wider_than_the_screen(demo, tmpdir, width):
+    """Long words break, also on a telephone, also in a card."""
+    text = 'x' * 500 + ' <|endoftext|>' * 3 + HOSTILE + '\t' * 50 + ' ' * 300 + 'end'
+    path = write(tmpdir, demo, documents_of(demo, text, text), title='t' * 300, model_name='m' * 300)
+    # A window is not made as narrow as a telephone; a frame in it is.
+    outer = write_text(tmpdir.join('outer.html'), '<iframe src="page.html" style="width: %dpx; height: 90vh"></iframe>' % width)
+    found = in_browser(outer, """
+        const inner = document.querySelector('iframe').contentWindow;
+        const root = inner.document.documentElement;
+        const left = unit => unit.getBoundingClientRect().left;
+        [...inner.document.querySelectorAll('main i')].slice(0, 800).sort((a, b) => left(b) - left(a))[0].click();
+        const box = inner.document.querySelector('#card').getBoundingClientRect();
+        return [inner.innerWidth, root.scrollWidth, root.clientWidth, box.left, box.right];""")
+    assert os.path.dirname(path) == str(tmpdir)
+    inner, scroll, client, left, right = found
+    assert inner == width and scroll <= client and 0 <= left < right <= client
+
+
+def test_the_pieces_of_a_long_paragraph_join(demo, tmpdir):
+    """A piece begins on the line on which the one before it ends, if there is room, and covers none of its tokens."""
+    documents = documents_of(demo, 'some words of a long line ' * 2400)
+    joints = in_browser(write(tmpdir, demo, documents), """
+        const found = [];
+        for (const piece of document.querySelectorAll('.cut')) {
+            const end = piece.lastChild, next = piece.nextSibling;
+            piece.scrollIntoView({block: 'end'});
+            await new Promise(done => setTimeout(done, 500));
+            const ends = end.getClientRects()[0], begins = next.firstElementChild.getClientRects()[0];
+            const hit = document.elementFromPoint(ends.left + 2, ends.top + ends.height / 2) === end;
+            const room = piece.getBoundingClientRect().right - ends.right;
+            found.push([hit, begins.top - ends.top, begins.left - ends.right, room - begins.width]);
+        }
+        return found;""")
+    assert len(joints) > 3 and all(hit for hit, _, _, _ in joints)
+    for _, down, right, room in joints:
+        assert abs(down) < 1 and 0 < right < 20 if room > 20 else abs(down) < 1 or 20 < down < 40
+    assert any(room > 20 for _, _, _, room in joints)
