@@ -68,10 +68,17 @@ def train(data: str, run_name: str, *, valid: str = None, model_name: str = None
     local_workers.end_with_the_others()
     options.workers = cluster.n_workers
     folder = checkpoint.new_model_dir(run_name, models_dir)
-    if not cluster.is_chief:
-        cluster.wait_for(0)  # it has prepared the folder, if it can be reached
-        start = run_folder.join(folder, options)
-        return start and fit(folder, options, cluster, *start)
+    cluster.connect()
+    if cluster.is_chief:
+        lead(folder, options, cluster)
+    elif cluster.any(False):  # once worker 0 has prepared the folder, it says whether there is anything to do
+        fit(folder, options, cluster, *cluster.run(run_folder.join, folder, options))
+    else:
+        cluster.finish()
+
+
+def lead(folder, options, cluster):
+    """What worker 0 does: prepare the run's folder, and train."""
     is_new = not os.path.isdir(folder)
     with run_folder.claimed(folder):
         try:
@@ -80,8 +87,10 @@ def train(data: str, run_name: str, *, valid: str = None, model_name: str = None
             if is_new:
                 shutil.rmtree(folder)
             raise
-        if start:
+        if cluster.any(start is not None):
             fit(folder, options, cluster, *start)
+        else:
+            cluster.finish()
 
 
 def check(options):
@@ -116,20 +125,29 @@ def fit(folder, options, cluster, text_encoder, hparams, tokens, valid_tokens):
     """Train until the last step, Ctrl-C or SIGTERM; the last four arguments are what run_folder.prepare returns."""
     from tf1 import tf
     from training.run import Run
-    cluster.connect()
     cluster.check_equal(run_folder.facts(options, text_encoder, hparams, tokens, valid_tokens))
-    with tf.Graph().as_default(), cluster.session() as sess:
-        run = Run(sess, folder, options, hparams, text_encoder, cluster)
-        try:
-            with process.interruptible(run.interrupt):
-                run.learn(tokens, valid_tokens)
-        except KeyboardInterrupt:
-            run_folder.tell('%s is stopped at once; %s' % (folder, run.saved_so_far()))
-            raise
-        except OSError as error:
-            raise type(error)('%s; %s' % (error, run.saved_so_far()))
-        if cluster.is_chief:
-            run_folder.tell(run.summary())
+    try:
+        with tf.Graph().as_default(), cluster.session() as sess:
+            run = Run(sess, folder, options, hparams, text_encoder, cluster)
+            learn(run, tokens, valid_tokens)
+    except ValueError:
+        if not cluster.is_chief:
+            cluster.explain()  # most errors all workers meet with; then worker 0 tells it, and ends
+        raise
+    if cluster.is_chief:
+        run_folder.tell(run.summary())
+
+
+def learn(run, tokens, valid_tokens):
+    """Let a Run learn, and if that ends early say what is saved."""
+    try:
+        with process.interruptible(run.interrupt):
+            run.learn(tokens, valid_tokens)
+    except KeyboardInterrupt:
+        run_folder.tell('%s is stopped at once; %s' % (run.folder, run.saved_so_far()))
+        raise
+    except OSError as error:
+        raise type(error)('%s; %s' % (error, run.saved_so_far()))
 
 
 if __name__ == '__main__':

@@ -60,13 +60,17 @@ def worker(flags, addresses, index, code='', **environment):
     """Start a worker by TF_CONFIG, as on a machine of its own. code: what it runs before."""
     config = {'cluster': {'worker': addresses}, 'task': {'type': 'worker', 'index': index}}
     return subprocess.Popen([sys.executable, '-c', WORKER % (os.path.dirname(SCRIPT), code)] + arguments_of(flags),
-                            env=dict(os.environ, TF_CONFIG=json.dumps(config), OMP_NUM_THREADS='1', **environment),
+                            env=dict(dict(os.environ, TF_CONFIG=json.dumps(config), OMP_NUM_THREADS='1'), **environment),
                             stderr=subprocess.PIPE, universal_newlines=True)
 
 
-def all_finished(workers):
-    """What finished() returns for each, and a dict of seconds that each took."""
-    return [finished(process) for process in workers]
+def all_finished(workers, timeout=100):
+    """What finished() returns for each."""
+    try:
+        return [finished(process, timeout) for process in workers]
+    finally:
+        for process in workers:
+            process.kill()
 
 
 def workers_of(launcher):
@@ -250,7 +254,7 @@ def test_a_worker_that_stops_by_itself_stops_all_after_the_same_step(models_dir)
 
 def test_a_worker_that_never_comes_is_named_with_its_address(models_dir):
     addresses = local_workers.free_addresses(2)
-    code = 'training.cluster.PATIENCE = 2'
+    code = 'training.cluster.ARRIVAL_SECONDS = 2'
     for index, missing in ((0, 1), (1, 0)):
         status, stderr = finished(worker(flags_for(models_dir, 'missing'), addresses, index, code))
         assert status == 1 and 'Traceback' not in stderr
@@ -290,6 +294,92 @@ def test_what_a_local_worker_cannot_do_is_said_once(models_dir, tmp_path):
     assert len(lines) == 1 and lines[0].startswith('train.py: '), stderr
 
 
+def test_what_all_local_workers_meet_with_is_said_once(models_dir):
+    """Worker 1 may be faster."""
+    status, stderr = finished(start(flags_for(models_dir, 'refused', workers=2, train_only='nothing')))
+    assert status == 1 and 'Traceback' not in stderr and stderr.count('is found in no name of a variable') == 1, stderr
+
+
+def test_what_a_local_worker_alone_meets_with_is_shown(models_dir, capfd):
+    with open(beside(models_dir, 'said.txt'), 'w+b') as said:
+        said.write(b'some warning\ntrain.py: the disk is full\n')
+        with pytest.raises(SystemExit):
+            local_workers.raise_end(3, 1, said)
+    assert capfd.readouterr().err == 'worker 3: train.py: the disk is full\n'
+
+
+def test_a_finished_run_started_again_ends_at_once(models_dir):
+    """Of local workers and of several machines, the second of which has no part of its disk."""
+    flags = flags_for(models_dir, 'done', accumulate=2, steps=2)
+    status, stderr = finished(start(dict(flags, workers=2)))
+    assert status == 0, stderr
+    began = time.time()
+    status, stderr = finished(start(dict(flags, workers=2)))
+    assert status == 0 and stderr.count('has its 2 steps') == 1, stderr
+    addresses = local_workers.free_addresses(2)
+    os.makedirs(beside(models_dir, 'elsewhere'), exist_ok=True)
+    other_flags = dict(flags, models_dir=beside(models_dir, 'elsewhere'))
+    for status, stderr in all_finished([worker(flags, addresses, 0), worker(other_flags, addresses, 1)]):
+        assert status == 0 and 'Traceback' not in stderr, stderr
+    assert time.time() - began < 50
+
+
+def test_what_worker_0_cannot_prepare_ends_the_others_too(models_dir):
+    with open(beside(models_dir, 'short.txt'), 'w') as file:
+        file.write('short')
+    addresses = local_workers.free_addresses(2)
+    flags = flags_for(models_dir, 'unprepared', data=beside(models_dir, 'short.txt'))
+    (status, stderr), (other_status, other) = all_finished([worker(flags, addresses, index) for index in range(2)], timeout=50)
+    assert status == 1 and 'give more text' in stderr
+    assert other_status == 1 and 'worker 0, at %s, has ended' % addresses[0] in other and 'Traceback' not in other, other
+    assert not os.path.exists(os.path.join(models_dir, 'unprepared'))
+
+
+@pytest.mark.parametrize('slow', [0, 1])
+def test_workers_wait_for_one_that_encodes_a_long_text(models_dir, slow):
+    """Longer than a worker may take to start; by processes of its own, which are forked while TensorFlow's server runs."""
+    with open(beside(models_dir, 'long.txt'), 'w') as file:
+        file.write('a long text, of many words\n' * 60)
+    patience, code = 'training.cluster.ARRIVAL_SECONDS = 5', '''
+import corpus, time
+corpus.CHUNK = 100
+def encode(encoder, chunk, real=corpus._encode_chunk):
+    time.sleep(1)
+    return real(encoder, chunk)
+corpus._encode_chunk = encode
+'''
+    addresses = local_workers.free_addresses(2)
+    places = [models_dir, beside(models_dir, 'elsewhere-%d' % slow)]
+    shutil.copytree(os.path.join(models_dir, 'tiny'), os.path.join(places[1], 'tiny'))
+    flags = flags_for(models_dir, 'long-%d' % slow, data=beside(models_dir, 'long.txt'), steps=2)
+    workers = [worker(dict(flags, models_dir=places[index]), addresses, index, patience + (code if index == slow else ''),
+                      OMP_NUM_THREADS='2') for index in range(2)]
+    for status, stderr in all_finished(workers):
+        assert status == 0, stderr
+
+
+@pytest.mark.parametrize('own', [
+    [(['a', 'b'], 0), (['b', 'a'], 0)],  # both are worker 0
+    [(['a', 'b', 'c'], 0), (['c', 'b', 'a'], 1), (['a', 'c', 'b'], 1)]])  # two are worker 1
+def test_workers_that_take_each_other_for_someone_else_say_so(models_dir, own):
+    """An index copied to another machine, or lists in another order: they would wait for ever."""
+    addresses = dict(zip('abc', local_workers.free_addresses(3)))
+    workers = [worker(flags_for(models_dir, 'confused'), [addresses[name] for name in names], index,
+                      'training.cluster.SILENCE_SECONDS = 5') for names, index in own]
+    for (names, index), (status, stderr) in zip(own, all_finished(workers, timeout=50)):
+        assert status == 1 and 'Traceback' not in stderr
+        assert stderr.strip().split('\n')[-1].endswith(
+            'in TF_CONFIG give all of them the same list of addresses, and each an index of its own: this one has index %d of %s'
+            % (index, ', '.join(addresses[name] for name in names))), stderr
+
+
+def test_another_list_of_addresses_is_told(models_dir):
+    a, b = local_workers.free_addresses(2)
+    flags = flags_for(models_dir, 'listed')
+    for status, stderr in all_finished([worker(flags, [a, b], 0), worker(flags, [a, b.replace('localhost', '127.0.0.1')], 1)]):
+        assert status == 1 and 'has another list of addresses in TF_CONFIG than worker 0' in stderr, stderr
+
+
 # TF_CONFIG
 
 def config(**changes):
@@ -307,7 +397,12 @@ def test_all_that_sets_tf_config_is_understood(text, addresses, index):
     assert (found.addresses, found.index, found.is_chief) == (addresses, index, index == 0)
 
 
-@pytest.mark.parametrize('text', [None, '', '{}', config(cluster={'worker': ['a:1']}, task={'type': 'worker', 'index': 0})])
+def test_an_index_may_stand_between_quotes():
+    assert from_environment(config(task={'type': 'worker', 'index': '1'})).index == 1
+
+
+@pytest.mark.parametrize('text', [None, '', '{}', config(cluster={}), config(cluster={'worker': ['a:1']}, task={
+    'type': 'worker', 'index': 0})])
 def test_without_other_workers_there_is_no_cluster(text):
     found = from_environment(text)
     assert found.n_workers == 1 and found.is_chief and found.device is None
@@ -315,11 +410,19 @@ def test_without_other_workers_there_is_no_cluster(text):
 
 
 @pytest.mark.parametrize('text, said', [
-    ('{', 'Expecting'), ('[1]', 'list'), (config(cluster=3), 'int'), (config(cluster={'worker': ['a:1', 'b']}), "'b' is not the address"),
+    ('{', 'Expecting'), ('[1]', 'no object'), ('null', 'no object'), (config(cluster=3), 'no object'),
+    (config(task=[1]), 'no object'),
+    (config(cluster={'worker': 'a:1'}), 'worker is no list'),
+    (config(cluster={'worker': ['a:1', 'b']}), "'b' is not the address"),
     (config(cluster={'worker': ['a:1', 'a:1']}), "'a:1' is not the address of one worker"),
     (config(cluster={'worker': ['a:1', 'b:70000']}), "'b:70000' is not"),
+    (config(cluster={'worker': ['http://a:1', 'b:2']}), "'http://a:1' is not"),
+    (config(cluster={'worker': ['a:1', 'b:\u0663']}), "'b:\u0663' is not"), (config(cluster={'worker': ['a:1', 2]}), '2 is not'),
     (config(task={'type': 'worker', 'index': 2}), 'task is .*which is none of them'), (config(task={}), 'task is {}'),
-    (config(task={'type': 'worker'}), 'index'), (config(task={'type': 'evaluator', 'index': 0}), 'all workers are equal'),
+    (config(task={'type': 'worker', 'index': 1.5}), 'task is .*which is none of them'),
+    (config(task={'type': 'worker', 'index': True}), 'task is .*which is none of them'),
+    (config(cluster={'worker': ['a:1']}, task={'type': 'worker', 'index': 7}), 'task is .*which is none of them'),
+    (config(task={'type': 'worker'}), 'task is'), (config(task={'type': 'evaluator', 'index': 0}), 'all workers are equal'),
     (config(cluster={'worker': ['a:1', 'b:2'], 'ps': ['c:3']}), 'all workers are equal')])
 def test_a_wrong_tf_config_is_one_line(text, said):
     with pytest.raises(ValueError, match='TF_CONFIG is .*%s.*it should be like' % said):
@@ -339,6 +442,14 @@ def test_a_wrong_tf_config_ends_the_script(models_dir):
 @pytest.mark.parametrize('visible, gpus', [('', []), ('-1', []), ('0,1', ['0', '1']), ('GPU-8f2a, 3', ['GPU-8f2a', '3'])])
 def test_local_workers_take_the_gpus_that_are_visible(monkeypatch, visible, gpus):
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', visible)
+    assert local_workers.visible_gpus() == gpus
+
+
+@pytest.mark.parametrize('there, gpus', [([], []), (['/dev/nvidia0', '/dev/nvidia1'], ['0', '1']), (['/dev/nvidia3'], ['0'])])
+def test_gpus_have_the_numbers_that_cuda_gives_them(monkeypatch, there, gpus):
+    """Of those that are there: in a container the only one may be the machine's fourth."""
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES')
+    monkeypatch.setattr(local_workers.glob, 'glob', lambda pattern: there)
     assert local_workers.visible_gpus() == gpus
 
 
@@ -363,7 +474,7 @@ def test_each_local_worker_has_a_gpu_of_its_own(monkeypatch):
 
 def test_a_crash_that_no_lost_worker_explains_is_told(monkeypatch):
     """Where worker 0 still answers."""
-    monkeypatch.setattr('training.cluster.SILENCE', 0)
+    monkeypatch.setattr('training.cluster.SILENCE_SECONDS', 0)
     with socket.socket() as chief:
         chief.bind(('localhost', 0))
         chief.listen(1)

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import math
+import re
 import signal
 import socket
 import threading
@@ -18,46 +19,97 @@ import process
 from training.run_folder import tell
 
 EXAMPLE = '{"cluster": {"worker": ["host:port", "host:port"]}, "task": {"type": "worker", "index": 0}}'
-PATIENCE = 600  # seconds to wait for a worker to come
-SILENCE = 30  # seconds after which a worker whose machine does not answer is lost; one whose process has ended is so at once
+ARRIVAL_SECONDS = 600  # how long all workers may take to start
+SILENCE_SECONDS = 30  # after so long, a worker whose machine does not answer is lost; one whose process has ended is so at once
 GROUP = 1  # the number by which collective operations know that they belong to the same workers
 
 
 def from_environment(text):
-    """The Cluster that the value of TF_CONFIG tells of; of one worker if it is None, or tells of none or one.
+    """The Cluster that the value of TF_CONFIG tells of; OneWorker if it is None, or tells of none or one.
 
     Raises ValueError for a value that does not say which workers there are, and which of them this is.
     """
     try:
-        config = json.loads(text or '{}')
-        jobs, task = config.get('cluster') or {}, config.get('task') or {}
-        if jobs.get('ps') or task.get('type') in ('ps', 'evaluator'):
-            raise ValueError('parameter servers and evaluators have nothing to do here: all workers are equal')
-        kinds = [kind for kind in ('chief', 'master', 'worker') if jobs.get(kind)]  # in the order that TensorFlow counts them
-        addresses = [str(address) for kind in kinds for address in jobs[kind]]
-        for address in addresses:
-            host, _, port = address.rpartition(':')
-            if not host or not port.isdigit() or not 0 < int(port) < 2 ** 16 or addresses.count(address) > 1:
-                raise ValueError('%r is not the address of one worker' % address)
-        if len(addresses) < 2:
-            return Cluster()
-        if task.get('type') not in kinds or not 0 <= int(task['index']) < len(jobs[task['type']]):
-            raise ValueError('task is %s, which is none of them' % json.dumps(task))
-        index = sum(len(jobs[kind]) for kind in kinds[:kinds.index(task['type'])]) + int(task['index'])
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        return read_config(json.loads(text or '{}'))
+    except ValueError as error:
         raise ValueError('TF_CONFIG is %s: %s; it should be like %s' % (text, error, EXAMPLE))
-    return Cluster(addresses, index)
+
+
+def read_config(config):
+    """from_environment, of the JSON value."""
+    jobs, task = [config.get(name) or {} if isinstance(config, dict) else None for name in ('cluster', 'task')]
+    if not isinstance(jobs, dict) or not isinstance(task, dict):
+        raise ValueError('it is no object with the objects cluster and task')
+    if jobs.get('ps') or task.get('type') in ('ps', 'evaluator'):
+        raise ValueError('parameter servers and evaluators have nothing to do here: all workers are equal')
+    workers = [(kind, index) for kind in ('chief', 'master', 'worker')  # in the order that TensorFlow counts them
+               for index in range(len(addresses_of(jobs, kind)))]
+    addresses = [jobs[kind][index] for kind, index in workers]
+    for address in addresses:
+        found = re.match(r'(?:[^\s/:\[\]]+|\[[0-9a-fA-F:.]+\]):([0-9]{1,5})$', str(address))
+        if not found or not 0 < int(found.group(1)) < 2 ** 16 or addresses.count(address) > 1:
+            raise ValueError('%r is not the address of one worker' % (address,))
+    if not addresses:
+        return OneWorker()
+    index = str(task.get('index'))  # some write it between quotes
+    if not re.match('[0-9]{1,9}$', index) or (task.get('type'), int(index)) not in workers:
+        raise ValueError('task is %s, which is none of them' % json.dumps(task))
+    return Cluster(addresses, workers.index((task['type'], int(index)))) if len(addresses) > 1 else OneWorker()
+
+
+def addresses_of(jobs, kind):
+    """The list of addresses of a kind of worker. Raises ValueError for what is no list."""
+    addresses = jobs.get(kind) or []
+    if not isinstance(addresses, list):
+        raise ValueError('%s is no list of addresses' % kind)
+    return addresses
+
+
+class OneWorker(object):
+    """A worker that is alone. It has the methods of a Cluster, and nobody to talk to."""
+
+    n_workers, index, is_chief, device = 1, 0, True, None
+
+    def connect(self):
+        pass
+
+    def session(self):
+        import checkpoint
+        return checkpoint.session()
+
+    def exchange(self, numbers):
+        return np.array([numbers], np.int64)
+
+    def any(self, condition):
+        return bool(condition)
+
+    def check_equal(self, facts):
+        pass
+
+    def finish(self):
+        pass
+
+    def mean(self, tensors):
+        return tensors
+
+    def share(self, sess, variables):
+        pass
+
+    def run(self, function, *positional):
+        return process.wait_for(function, *positional)
 
 
 class Cluster(object):
-    """The workers, as one of them sees them. For one that is alone all of this does nothing.
+    """Several workers, as one of them sees them.
 
     addresses: 'host:port' of each.  index: which of them this is.
     """
 
-    def __init__(self, addresses=('here',), index=0):
+    def __init__(self, addresses, index):
         self.addresses, self.index, self.n_workers, self.is_chief = list(addresses), index, len(addresses), index == 0
-        self.device = '/job:worker/task:%d' % index if self.n_workers > 1 else None  # for tf.device
+        self.device = '/job:worker/task:%d' % index  # for tf.device
+        self.server = self.config = None  # by which this worker can be reached, and of all sessions
+        self.exchanging = None  # the session for what is exchanged
         self.n_collectives = 0  # each has a number, which is the same in all workers
         self.sums = {}  # {n: (placeholder, sum over the workers)} of n numbers from each
         self.lost = None  # what there is to say of a worker that was lost
@@ -66,25 +118,11 @@ class Cluster(object):
 
     # Before a session
 
-    def wait_for(self, index):
-        """Wait until a worker can be reached. Raises ValueError with its address if it does not come."""
-        if self.n_workers == 1:
-            return
-        began, told = time.time(), False
-        while reached(self.addresses[index]) is not True:
-            waited = time.time() - began
-            if waited > PATIENCE:
-                raise ValueError('worker %d did not come to %s within %d seconds; start it there, or correct TF_CONFIG'
-                                 % (index, self.addresses[index], PATIENCE))
-            if waited > 10 and not told:
-                tell('waiting for worker %d to come to %s' % (index, self.addresses[index]))
-                told = True
-            time.sleep(0.2)
-
     def connect(self):
-        """Let the other workers reach this one, and wait for them. Raises ValueError if the port is in use or one is missing."""
-        if self.n_workers == 1:
-            return
+        """Let the other workers reach this one, wait for them, and see that each is who the others take it for.
+
+        Raises ValueError if the port is in use, a worker does not come, or their TF_CONFIGs do not fit together.
+        """
         from tf1 import tf
         import checkpoint
         check_port(self.addresses[self.index], self.index)
@@ -93,30 +131,44 @@ class Cluster(object):
         self.config.device_filters.append(self.device)
         self.config.intra_op_parallelism_threads = self.config.inter_op_parallelism_threads = process.n_cores()
         self.server = tf.train.Server({'worker': self.addresses}, 'worker', self.index, config=self.config)
-        for index in range(self.n_workers):
-            self.wait_for(index)
         if not hasattr(tf, 'disable_v2_behavior'):
             # TensorFlow 1.12 crashes in a thread of its own when the worker that sends to this one is lost. With a handler, that
             # thread meets with the same fault over and over, and the others can say what has happened. The handler is a function
             # in C, since the next fault would interrupt one in Python.
             signal.signal(signal.SIGSEGV, self.crashes.setdefault)
-        threading.Thread(target=self.watch, daemon=True).start()
+        self.wait_for_all()
         self.exchanging = tf.Session(self.server.target, tf.Graph(), self.config)
+        self.deadline = time.time() + SILENCE_SECONDS  # two that both take themselves for worker 0 would wait for ever
+        self.check_equal([('list of addresses in TF_CONFIG', self.addresses)])
+        self.deadline = math.inf
+        threading.Thread(target=self.watch, daemon=True).start()
+
+    def wait_for_all(self):
+        """Wait until all workers can be reached. Raises ValueError with the address of one that does not come."""
+        began, told = time.time(), None
+        for index, address in enumerate(self.addresses):
+            while reached(address) is not True:
+                waited = time.time() - began
+                if waited > ARRIVAL_SECONDS:
+                    raise ValueError('worker %d did not come to %s within %d seconds; start it there, or correct TF_CONFIG'
+                                     % (index, address, ARRIVAL_SECONDS))
+                if waited > 10 and told != index:
+                    tell('waiting for worker %d to come to %s' % (index, address))
+                    told = index
+                time.sleep(0.2)
 
     def session(self):
         """A session for a `with`, as checkpoint.session."""
         import checkpoint
-        return checkpoint.session() if self.n_workers == 1 else checkpoint.session(target=self.server.target, config=self.config)
+        return checkpoint.session(target=self.server.target, config=self.config)
 
     # Between sessions
 
     def exchange(self, numbers):
         """Tell all workers some whole numbers, and hear theirs: int64 [n_workers, n]."""
+        from tf1 import tf
         own = np.zeros([self.n_workers, len(numbers)], np.int64)
         own[self.index] = numbers
-        if self.n_workers == 1:
-            return own
-        from tf1 import tf
         if len(numbers) not in self.sums:
             with self.exchanging.graph.as_default(), tf.device(self.device + '/cpu:0'):
                 own_WN = tf.placeholder(tf.int64, own.shape)
@@ -126,7 +178,7 @@ class Cluster(object):
 
     def any(self, condition):
         """Whether a condition is true for any worker."""
-        return bool(condition) if self.n_workers == 1 else bool(self.exchange([condition]).any())
+        return bool(self.exchange([condition]).any())
 
     def check_equal(self, facts):
         """Raises ValueError if a worker has other facts than the chief. facts: [(name, anything)], names as in all workers."""
@@ -139,19 +191,21 @@ class Cluster(object):
             raise ValueError('%s than worker 0; start all workers with the same files and flags' % '; '.join(differing))
 
     def finish(self):
-        """Wait until all workers have come here. From then on they may end."""
+        """Wait until all workers have come here. From then on they may end.
+
+        A worker that ends too early takes with it what others have not yet heard of the last exchange. So there is another
+        one: who hears that knows that all have heard the one before. It carries no news, so who does not hear it goes, too.
+        """
         self.any(False)
-        if self.n_workers == 1:
-            return
-        with contextlib.suppress(Exception):  # Who has this answer knows that all had the one before. Who has not, does not mind.
-            self.deadline = time.time() + 5
+        self.deadline = time.time() + 5
+        with contextlib.suppress(Exception):
             self.any(False)
 
     # In a graph
 
     def mean(self, tensors):
         """The means of tensors over all workers."""
-        return tensors if self.n_workers == 1 else [self.all_reduce(tensor, 'Div') for tensor in tensors]
+        return [self.all_reduce(tensor, 'Div') for tensor in tensors]
 
     def all_reduce(self, tensor, final):
         """The sum of a tensor over all workers; with final 'Div' divided by their number."""
@@ -161,8 +215,6 @@ class Cluster(object):
 
     def share(self, sess, variables):
         """Give the chief's values of variables to all workers."""
-        if self.n_workers == 1:
-            return
         from tf1 import collective_ops, tf
         operations = []
         with sess.graph.as_default(), tf.device(self.device):
@@ -178,8 +230,6 @@ class Cluster(object):
 
     def run(self, function, *positional):
         """process.wait_for, but it raises ValueError if another worker is lost meanwhile."""
-        if self.n_workers == 1:
-            return process.wait_for(function, *positional)
         from tf1 import tf
         try:
             return process.wait_for(function, *positional, meanwhile=self.check)
@@ -190,16 +240,20 @@ class Cluster(object):
             raise
 
     def explain(self):
-        """After an error of the runtime: raises ValueError if a worker is lost, which is noticed a little later."""
-        deadline = time.time() + SILENCE
+        """After an error: raises ValueError if a worker is lost, which is noticed a little later."""
+        deadline = time.time() + SILENCE_SECONDS
         while time.time() < deadline:
             self.check()
             time.sleep(0.1)
 
     def check(self):
-        """Raises ValueError if another worker is lost."""
-        if self.lost or time.time() > self.deadline:
+        """Raises ValueError if another worker is lost, or does not answer in time."""
+        if self.lost:
             raise ValueError(self.lost)
+        if time.time() > self.deadline:
+            raise ValueError('the workers do not understand each other; in TF_CONFIG give all of them the same list of '
+                             'addresses, and each an index of its own: this one has index %d of %s'
+                             % (self.index, ', '.join(self.addresses)))
 
     def watch(self):
         """Notice when another worker is lost. The chief watches all, and all watch the chief, which ends when it loses one."""
@@ -210,12 +264,13 @@ class Cluster(object):
                 answer = reached(self.addresses[index])
                 if answer:
                     heard[index] = time.time()
-                elif answer is False or time.time() - heard[index] > SILENCE:
-                    self.lost = ('worker %d, at %s, has %s; the same command, for all workers, goes on from the last save' % (
-                        index, self.addresses[index], 'ended' if answer is False else 'not answered for %d seconds' % SILENCE))
+                elif answer is False or time.time() - heard[index] > SILENCE_SECONDS:
+                    what = 'ended' if answer is False else 'not answered for %d seconds' % SILENCE_SECONDS
+                    self.lost = ('worker %d, at %s, has %s; the same command, for all workers, goes on from the last save'
+                                 % (index, self.addresses[index], what))
             if self.crashes:
                 crashed = crashed or time.time()
-                if time.time() - crashed > SILENCE:
+                if time.time() - crashed > SILENCE_SECONDS:
                     self.lost = 'TensorFlow has crashed; the same command, for all workers, goes on from the last save'
             time.sleep(1)
 

@@ -7,7 +7,7 @@ import numpy as np
 
 import model
 from tf1 import tf
-from training.cluster import Cluster
+from training.cluster import OneWorker
 
 BETAS = 0.9, 0.95  # of Adam, as Brown et al. 2020 (arXiv:2005.14165), appendix B
 
@@ -19,9 +19,10 @@ Graph = namedtuple('Graph', 'tokens learning_rate first loss norm update valid_t
 # state: the optimizer's {name: variable}
 
 
-def build(hparams, options, cluster=Cluster()):
+def build(hparams, options, cluster=None):
     """The Graph of a step with train.py's flags. Its variables are the model's, under 'model', and the optimizer's.
 
+    cluster: of the workers that compute it together; None is one worker.
     Raises ValueError if train_only names no variable.
     """
     tokens_ABT = tf.placeholder(tf.int32, [options.accumulate, options.batch_size, hparams.n_ctx])
@@ -37,7 +38,7 @@ def build(hparams, options, cluster=Cluster()):
         return loss_and_gradients(hparams, tokens_ABT[i], variables, drop, recompute=options.recompute)
 
     loss, gradients = mean_of(options.accumulate, compute, variables)
-    loss, *gradients = cluster.mean([loss] + gradients)
+    loss, *gradients = (cluster or OneWorker()).mean([loss] + gradients)
     clipped, norm = clip_by_norm(gradients, options.clip)
     optimizer = tf.train.AdamOptimizer(learning_rate, *BETAS)
     # Weight decay apart from the gradient: Loshchilov and Hutter 2017 (arXiv:1711.05101). Gains and biases do not decay.

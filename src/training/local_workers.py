@@ -14,14 +14,14 @@ import time
 import process
 
 LAUNCHER = 'GPT2_TRAIN_LAUNCHER'  # the environment variable that gives a worker the number of the process that started it
-PATIENCE = 60  # seconds after the end of one worker in which the others may end
+ENDING_SECONDS = 60  # when one worker is done, the others have so long to end, too
 
 
 def run(script, options):
     """Run train.py's flags by as many processes as they say; return when all have ended.
 
     Ctrl-C and SIGTERM are passed on. When one process fails, all are ended; when one is done, the others have a minute.
-    Raises ValueError with what that one said, unless it is worker 0, which says so itself; then SystemExit.
+    Raises SystemExit for one that failed, after showing what it said; ValueError for one that was killed.
     """
     n = options.workers
     addresses = free_addresses(n)
@@ -53,7 +53,7 @@ def run(script, options):
             if ended.count(0) == n:
                 return
             if 0 in ended:
-                deadline = min(deadline, time.time() + PATIENCE)
+                deadline = min(deadline, time.time() + ENDING_SECONDS)
             time.sleep(0.1)
 
 
@@ -65,14 +65,13 @@ def end(workers):
 
 
 def raise_end(index, status, said):
-    """Raise what there is to say of a worker that failed. said: the file of its messages; worker 0 shows them itself."""
+    """End because a worker has failed, after showing the last line it said. said: the file; worker 0 has shown it itself."""
     if status < 0:
         raise ValueError('worker %d was ended by signal %d; the same command goes on from the last save' % (index, -status))
-    if said is None:
-        raise SystemExit(1)
-    said.seek(0)
-    lines = said.read().decode('utf-8', 'replace').strip().split('\n')
-    raise ValueError('worker %d: %s' % (index, lines[-1].partition('.py: ')[2] or lines[-1]))
+    if said is not None:
+        said.seek(0)
+        print('worker %d: %s' % (index, said.read().decode('utf-8', 'replace').strip().split('\n')[-1]), file=sys.stderr)
+    raise SystemExit(1)
 
 
 def free_addresses(n):
@@ -89,7 +88,7 @@ def visible_gpus():
     visible = os.environ.get('CUDA_VISIBLE_DEVICES')
     if visible is not None:
         return [number.strip() for number in visible.split(',') if number.strip() not in ('', '-1')]
-    return sorted(path[len('/dev/nvidia'):] for path in glob.glob('/dev/nvidia[0-9]*'))
+    return [str(number) for number in range(len(glob.glob('/dev/nvidia[0-9]*')))]  # CUDA counts those that are there
 
 
 def end_with_the_others():

@@ -12,7 +12,7 @@ import files
 import sample
 from tf1 import tf
 from training import run_folder
-from training.cluster import Cluster
+from training.cluster import OneWorker
 from training.graph import build, learning_rate_at
 from training.record import Record
 
@@ -23,16 +23,19 @@ class Run(object):
     """A training run: a session of the graph, and the folder that it is saved in and resumed from.
 
     text_encoder, hparams: those of the model, as run_folder.prepare returns them.
-    cluster: of the workers that train it, of which the chief alone writes into the folder, measures and reports.
+    cluster: of the workers that train it, of which the chief alone writes into the folder, measures and reports; None is
+        one worker.
     """
 
-    def __init__(self, sess, folder, options, hparams, text_encoder, cluster=Cluster()):
+    def __init__(self, sess, folder, options, hparams, text_encoder, cluster=None):
         self.sess, self.folder, self.options, self.hparams, self.encoder = sess, folder, options, hparams, text_encoder
-        self.cluster = cluster
+        self.cluster = cluster = cluster or OneWorker()
         self.stopping = False  # whether Ctrl-C was pressed
         self.valid_loss = None  # as last measured
         self.best = run_folder.read_note(folder, 'best.json')  # the lowest: step, valid_loss_nats, text
         self.told = time.time()  # when report() last printed a line
+        self.began = None  # when learn() began, and after which step, for the time left
+        self.record = None  # the chief's Record
         tf.set_random_seed(options.seed)
         with tf.device(cluster.device):
             self.graph = build(hparams, options, cluster)
@@ -112,7 +115,7 @@ class Run(object):
         options, cluster = self.options, self.cluster
         batches = corpus.training_batches(tokens, batch_size=cluster.n_workers * options.accumulate * options.batch_size,
                                           n_ctx=self.hparams.n_ctx, seed=options.seed, first=self.step)
-        self.began = time.time(), self.step  # for the time left
+        self.began = time.time(), self.step
         with tqdm(total=options.steps, initial=self.step, unit='step', disable=None if cluster.is_chief else True) as bar:
             if cluster.is_chief and (self.saved is None or self.best.get('text') != run_folder.fingerprint(valid_tokens)):
                 figures = self.validate(valid_tokens)  # to compare the later losses with

@@ -113,8 +113,6 @@ def join(folder, options):
     Raises ValueError if the vocabulary is neither in the folder nor in what the flags start from.
     """
     is_here = os.path.exists(os.path.join(folder, 'hparams.json'))
-    if is_here and (last_save(folder) or 0) >= options.steps:
-        return None
     hparams, source = (None, folder) if is_here else origin(options)
     if source is None:
         raise ValueError('the vocabulary that worker 0 has learnt is not in %s; copy that folder here from worker 0, or give all '
