@@ -79,27 +79,22 @@ def text(*paths, model_name='117M', context: int = None, stride: int = None, per
     if not paths:
         raise ValueError('no text given; name files, globs or folders')
     paths = corpus.find_files(paths)
-    taken = set(map(os.path.realpath, paths))
-    for flag, path in (('jsonl', jsonl), ('html', html)):
-        if path:
-            check_output(flag, path)
-            if os.path.realpath(path) in taken:
-                raise ValueError('--%s is %s, one of the texts or the other output; give another name' % (flag, path))
-            taken.add(os.path.realpath(path))
+    check_output('jsonl', jsonl, paths)
+    check_output('html', html, paths + [jsonl])
     pieces = corpus.read_pieces(paths)
     with load(model_name, models_dir, options, precision) as model:
         scored = score_documents(model, by_line(pieces) if per_line else pieces, options, label='text',
-                                 n_bytes=sum(map(os.path.getsize, paths)), predict=model.predictor(N_SHOWN) if html else None)
+                                 n_bytes=sum(map(os.path.getsize, paths)), predict=None if html is None else model.predictor(N_SHOWN))
         if not scored.documents and not scored.interrupted:
             raise ValueError('there is no text in %s' % ', '.join(paths))
         for name, value in text_figures(model, scored) if scored.documents else []:
             print('%-26s %s' % (name, value), flush=True)
-        if jsonl and not keeps_old('jsonl', jsonl, scored.interrupted):
+        if jsonl is not None and not keeps_old('jsonl', jsonl, scored.interrupted):
             write_jsonl(jsonl, model, scored)
-        if html and not keeps_old('html', html, scored.interrupted):
+        if html is not None and not keeps_old('html', html, scored.interrupted):
             names = ', '.join(map(os.path.basename, paths[:3])) + (' and %d more' % len(paths[3:]) if paths[3:] else '')
             write_page(html, model.encoder, list(zip(scored.documents, scored.predictions)), title=names,
-                       model_name=model_name)
+                       model_name=model_name, share=scored.share)
     if scored.interrupted:
         raise KeyboardInterrupt
 
@@ -136,13 +131,16 @@ def write_jsonl(path, model, scored):
             file.write(json.dumps(line, ensure_ascii=False, sort_keys=True) + '\n')
 
 
-def detect(human, machine, model_name='117M', chart: str = None, batch_size=2, limit: int = None, precision='float32',
+def detect(human, machine, *, model_name='117M', chart: str = None, batch_size=2, limit: int = None, precision='float32',
            models_dir='models'):
-    """Tell how well the model's likelihoods tell a machine's texts from those of people, in one Markdown table.
+    """Measure how well a model's likelihoods tell a machine's texts from those of people, and print one table in Markdown.
+
+    Of each side it takes equally many texts, 20 or more, the first in the order of the files.
 
     Args:
         human: file, glob or folder of .txt and .jsonl, with texts that people wrote
-        machine: the same with texts that a machine wrote, such as the folder that generate_dataset.py makes
+        machine: the same with texts that a machine wrote, such as a folder that generate_dataset.py has made; without --gzip, and
+            without --prompts, since each text is scored from its beginning
         model_name: which model finds the texts likely or not, a folder in models_dir
         chart: also draw the ROC curves into this PNG file; needs matplotlib
         batch_size: sequences as long as the context computed at once
@@ -151,48 +149,57 @@ def detect(human, machine, model_name='117M', chart: str = None, batch_size=2, l
         models_dir: folder of the models, looked for here and then in the repository
     """
     options = checked(Options(None, None, batch_size, limit))
-    if chart:
-        check_output('chart', chart)
+    checkpoint.check_precision(precision)
+    sides = corpus.find_files(human), corpus.find_files(machine)
+    check_output('chart', chart, sides[0] + sides[1])
+    if chart is not None:
         import matplotlib  # noqa: F401, so that a missing package is told before hours of work
-    text_encoder, _ = check_model(model_name, models_dir, options)
-    documents = [list(read_tokens(text_encoder, corpus.find_files(paths), limit)) for paths in (human, machine)]
-    choices = detection.choose(*documents)
-    for line in detection.warnings(choices, *documents):
+    text_encoder, hparams = check_model(model_name, models_dir, options)
+    documents = [list(read_tokens(text_encoder, paths, limit)) for paths in sides]
+    choices = detection.choose(*documents, n_ctx=hparams.n_ctx)
+    for line in detection.warnings(choices, *documents, n_ctx=hparams.n_ctx):
         print('warning: ' + line, file=sys.stderr)
     if not detection.has_scikit_learn():
         print('the fitted baseline is left out: it needs `pip install scikit-learn`', file=sys.stderr)
     with load(model_name, models_dir, options, precision) as model:
         predictions = [predict_chosen(model, choices, side, documents[side], options) for side in (0, 1)]
         results = detection.print_table(detection.compare(choices, predictions, model.encoder.decode))
-    if chart:
+    if chart is not None:
         detection.draw(results, chart)
 
 
 def predict_chosen(model, choices, side, documents, options):
     """The Predictions of the beginnings of those documents that are in a Choice, {number: Predictions}. side: 0 human, 1 machine."""
     lengths = {number: choice.length for choice in choices for number in choice.numbers[side]}  # the greatest of each
-    rows, owners = [], []
-    for number, length in lengths.items():
-        new = document_rows(documents[number][:length], model.encoder.end_of_text, n_ctx=model.hparams.n_ctx,
-                            stride=model.hparams.n_ctx)
-        rows += new
-        owners += [number] * len(new)
-    predictions, interrupted = predict_rows(model, rows, owners, options, label=('human', 'machine')[side],
+    rows = [document_rows(documents[number][:length], model.encoder.end_of_text, n_ctx=length, stride=length)[0]
+            for number, length in lengths.items()]
+    predictions, interrupted = predict_rows(model, rows, list(lengths), options, label=('human', 'machine')[side],
                                             predict=model.predictor(0))
     if interrupted:
         raise KeyboardInterrupt
     return predictions
 
 
-def check_output(flag, path):
-    """Raises OSError if the file that a flag names cannot be written, as far as can be seen before trying."""
-    folder = os.path.dirname(path) or '.'
+def check_output(flag, path, others=()):
+    """Raises ValueError or OSError if the file that a flag names cannot be written, as far as can be seen before trying.
+
+    path: None if the flag was not given.  others: files that it must not replace, or None.
+    """
+    if path is None:
+        return
+    if not path:
+        raise ValueError('--%s is empty; give the name of a file' % flag)
+    written = os.path.realpath(path) if os.path.isfile(path) else path
+    folder = os.path.dirname(written) or '.'
     if not os.path.isdir(folder):
         raise FileNotFoundError('--%s is %s, and there is no folder %s; make it first' % (flag, path, folder))
     if os.path.isdir(path):
         raise IsADirectoryError('--%s is %s, a folder; give the name of a file' % (flag, path))
-    if not os.access(folder, os.W_OK):
+    if not os.access(folder, os.W_OK) and (os.path.isfile(path) or not os.path.exists(path)):  # a device is written itself
         raise PermissionError('--%s is %s, and you may not write to the folder %s; give another path' % (flag, path, folder))
+    for other in others:  # files.replacing writes to path.part first
+        if other is not None and os.path.realpath(other) in (os.path.realpath(path), os.path.realpath(path) + '.part'):
+            raise ValueError('--%s is %s, which would replace %s; give another name' % (flag, path, other))
 
 
 def keeps_old(flag, path, interrupted):
@@ -241,7 +248,7 @@ def benchmark_command(benchmark):
     return command
 
 
-def table(folder, model_name: str = None, all=False, chart: str = None, batch_size=2, limit: int = None,
+def table(folder, *, model_name: str = None, all=False, chart: str = None, batch_size=2, limit: int = None,
           precision='float32', models_dir='models'):
     """Measure every model on every benchmark that is there, and print one table in Markdown.
 
@@ -256,8 +263,8 @@ def table(folder, model_name: str = None, all=False, chart: str = None, batch_si
         models_dir: folder of the models, looked for here and then in the repository
     """
     options = checked(Options(None, None, batch_size, limit))
-    if chart:
-        check_output('chart', chart)
+    check_output('chart', chart)
+    if chart is not None:
         import matplotlib
         matplotlib.use('Agg')  # draws without a display
     found = find(folder)
@@ -277,7 +284,7 @@ def table(folder, model_name: str = None, all=False, chart: str = None, batch_si
                     measured[key] = print_table(model, figures, lines)
         interrupted = False
     finally:
-        if chart and lines and not keeps_old('chart', chart, interrupted):
+        if chart is not None and lines and not keeps_old('chart', chart, interrupted):
             draw(lines, chart)
 
 

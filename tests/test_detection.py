@@ -100,15 +100,6 @@ def test_where_all_tokens_cost_the_same_the_curvature_is_0():
     assert detection.statistics(Predictions(n, n, n, -1e-9 * n, None, None))['curvature'] == 0, 'a float is rounded below 0'
 
 
-@pytest.mark.parametrize('field', range(4))
-@pytest.mark.parametrize('value', [np.nan, np.inf])
-def test_predictions_that_are_not_finite_are_an_error(field, value):
-    columns = [np.ones(5) for _ in range(4)]
-    columns[field][3] = value
-    with pytest.raises(ValueError, match='not finite; its weights may be damaged'):
-        detection.statistics(Predictions(*columns, likeliest=None, likeliest_nats=None))
-
-
 # Which texts
 
 def test_equally_many_texts_of_equal_length_are_compared_the_first_that_are_long_enough():
@@ -134,6 +125,18 @@ def test_a_length_that_too_few_texts_have_is_left_out_and_named():
         missing = [length for length in detection.LENGTHS if length not in measured]
         assert len(found) == len(missing) and all(' %d tokens' % length in line for length, line in zip(missing, found))
     assert found[0] == 'no figures for 64 tokens: 20 human and 19 machine texts have so many, and it takes 20 of each'
+
+
+def test_a_length_that_the_model_cannot_see_is_left_out_and_named():
+    human, machine = documents(30, 256, seed=0), documents(30, 256, seed=1)
+    for n_ctx, measured in ((64, [32, 64]), (255, [32, 64, 128]), (256, [32, 64, 128, 256]), (1024, [32, 64, 128, 256])):
+        choices = detection.choose(human, machine, n_ctx=n_ctx)
+        assert [choice.length for choice in choices] == measured
+        found = [line for line in detection.warnings(choices, human, machine, n_ctx=n_ctx) if 'no figures' in line]
+        assert found == ['no figures for %d tokens: the model sees %d at most' % (length, n_ctx)
+                         for length in detection.LENGTHS if length > n_ctx]
+    with pytest.raises(ValueError, match='no figures for 32 tokens: the model sees 31 at most'):
+        detection.choose(human, machine, n_ctx=31)
 
 
 @pytest.mark.parametrize('n_human, n_machine', [(0, 0), (0, 50), (50, 0), (19, 50)])

@@ -297,7 +297,7 @@ def test_the_page_of_a_text_shows_it_with_the_ranks_that_numpy_finds(case, tmpdi
     with open(output, encoding='utf-8') as file:
         page = file.read()
     shown = re.sub('<[^>]*>', '', re.search('<main.*?</main>', page, re.DOTALL).group())
-    assert all(html.escape(document, quote=False) in shown for document in documents)
+    assert all(html.escape(document, quote=False) in shown for document in documents) and 'this is' not in page
     assert '<title>a &amp; b.txt</title>' in page and case.model.name in page
     ranks = []
     for ids in map(case.model.encoder.encode, documents):
@@ -305,6 +305,23 @@ def test_the_page_of_a_text_shows_it_with_the_ranks_that_numpy_finds(case, tmpdi
         ranks += (1 + np.sum(logits_NV > logits_NV[np.arange(len(ids)), ids][:, None], axis=-1)).tolist()
     for least, most in ((1, 10), (11, 100), (101, 1000), (1001, 9999)):
         assert '%% (%d)</span>' % sum(least <= rank <= most for rank in ranks) in page
+
+
+def test_the_page_of_a_part_of_a_text_says_so(tiny_models, tmpdir):
+    output = tmpdir.join('a.html')
+    evaluate.text(write(tmpdir, 'a.txt', 'a' * 128), limit=1, model_name='tiny', models_dir=tiny_models, html=str(output))
+    assert 'as the model tiny reads it; this is 25 % of it<' in output.read_text('utf-8')
+
+
+@pytest.mark.parametrize('field', ['nats', 'entropy', 'variance'])
+def test_numbers_that_are_not_finite_are_told_and_not_shown(loads, tmpdir, field):
+    ones = np.ones([1, 5], np.float32)
+    broken = protocols.Predictions(ones, ones.astype(int), ones, ones, None, None)._replace(**{field: ones * [1, 1, 1, 1, np.nan]})
+    loads(byte_model(lambda ids, first=1: broken.nats)._replace(predictor=lambda n_likeliest: lambda ids, first: broken))
+    output = tmpdir.join('a.html')
+    with pytest.raises(ValueError, match='the model predicts numbers that are not finite; its weights may be damaged'):
+        evaluate.text(write(tmpdir, 'a.txt', 'abcde'), html=str(output))
+    assert not output.check()
 
 
 @on_small_models
@@ -322,7 +339,9 @@ def test_the_areas_under_roc_curves_equal_numpy_and_scikit_learn(case, tmpdir, c
     evaluate.detect(*paths, model_name=case.model.name, models_dir=case.models_dir, chart=chart and str(chart))
     out, err = capsys.readouterr()
     found = {tuple(line.split(' | ')[i].strip('| ') for i in (0, 2)): line.split(' | ')[3] for line in out.splitlines()[2:]}
-    for length in (32, 64):
+    lengths = [length for length in (32, 64) if length <= case.model.hparams.n_ctx]
+    assert {int(length) for length, _ in found} == set(lengths)
+    for length in lengths:
         ids = [[case.model.encoder.encode(text)[:length] for text in side] for side in sides]
         ids = [[some for some in side if len(some) == length] for side in ids]
         n = min(map(len, ids))
@@ -980,6 +999,8 @@ def run(*arguments, stderr):
     ([], 'no command given; the commands are 1bw, cbt'),
     (['text', 'a.txt', '--strid', '3'], 'the flags are --paths --model_name'),
     (['lambada', 'nowhere.jsonl'], 'no file nowhere.jsonl; `curl'),
+    (['detect', __file__, __file__, __file__], 'the flags are --human --machine'),  # a glob without quotes: nothing is overwritten
+    (['table', os.path.dirname(__file__), 'demo'], 'the flags are --folder'),
 ])
 def test_what_cannot_be_done_is_one_line_at_once(arguments, message):
     process = run(*arguments, stderr=subprocess.PIPE)
@@ -1005,6 +1026,7 @@ def test_options_are_checked_at_the_door(tiny_models, tmpdir, monkeypatch):
         with pytest.raises(ValueError, match=message):
             evaluate.COMMANDS['enwik8'](__file__, model_name='tiny', models_dir=tiny_models, **options)
     missing, folder, text = str(tmpdir.join('none', 'out')), str(tmpdir), write(tmpdir, 'a.txt', 'a')
+    os.symlink('a.txt', str(tmpdir.join('link')))
     for path, message in ((missing, 'is %s, and there is no folder' % missing), (folder, 'is %s, a folder' % folder)):
         with pytest.raises(OSError, match='--jsonl ' + message):
             evaluate.text(text, jsonl=path)
@@ -1015,10 +1037,19 @@ def test_options_are_checked_at_the_door(tiny_models, tmpdir, monkeypatch):
         with pytest.raises(OSError, match='--chart ' + message):
             evaluate.detect(text, text, chart=path)
     for flag in 'jsonl', 'html':
-        with pytest.raises(ValueError, match='--%s is .*a.txt, one of the texts' % flag):
-            evaluate.text(folder, **{flag: os.path.join(folder, '.', 'a.txt')})
-    with pytest.raises(ValueError, match='--html is .*b, one of the texts or the other output'):
-        evaluate.text(folder, jsonl=os.path.join(folder, 'b'), html=os.path.join(folder, '.', 'b'))
+        for name in ('a.txt', 'b', 'link') if flag == 'html' else ('a.txt', 'link'):
+            path = os.path.join(folder, '.', name)
+            with pytest.raises(ValueError, match='--%s is .*%s, which would replace .*; give another name' % (flag, name)):
+                evaluate.text(text, **dict({'jsonl': os.path.join(folder, 'b')}, **{flag: path}))
+        with pytest.raises(ValueError, match='--%s is empty; give the name of a file' % flag):
+            evaluate.text(text, **{flag: ''})
+    with pytest.raises(ValueError, match='--html is .*c.html, which would replace .*c.html.part'):
+        evaluate.text(write(tmpdir, 'c.html.part', 'a'), html=str(tmpdir.join('c.html')))
+    for sides in (text, __file__), (__file__, text):
+        with pytest.raises(ValueError, match='--chart is .*a.txt, which would replace'):
+            evaluate.detect(*sides, chart=text)
+    with pytest.raises(ValueError, match='precision is int4'):
+        evaluate.detect(text, text, precision='int4')
     with pytest.raises(ValueError, match='no figures for 32 tokens: 0 human and 0 machine texts have so many'):
         evaluate.detect(text, text, model_name='tiny', models_dir=tiny_models)
     assert tmpdir.join('a.txt').read() == 'a'

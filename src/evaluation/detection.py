@@ -4,7 +4,6 @@ A higher score always says "machine", by a rule that is fixed here and not chose
 rule is wrong about these texts, and that is shown as it is.
 """
 from collections import Counter, OrderedDict, namedtuple
-import importlib.util
 import math
 
 import numpy as np
@@ -27,15 +26,17 @@ Result = namedtuple('Result', 'length statistic scores')  # scores: a pair of fl
 
 # Which texts, and whether they can be compared
 
-def choose(human, machine):
+def choose(human, machine, *, n_ctx=LENGTHS[-1]):
     """The documents to compare at each of LENGTHS: the first of each side that have so many tokens, equally many of both.
 
-    human, machine: the token ids of the documents, a list of int arrays.
-    Returns a list of Choices, without the lengths for which a side has fewer than LEAST documents.
+    human, machine: the token ids of the documents, a list of int arrays.  n_ctx: how many tokens the model sees.
+    Returns a list of Choices, without the lengths for which a side has fewer than LEAST documents, or above n_ctx.
     Raises ValueError if that is all of them.
     """
     choices = []
     for length in LENGTHS:
+        if length > n_ctx:
+            break
         numbers = [[number for number, ids in enumerate(side) if len(ids) >= length] for side in (human, machine)]
         n = min(map(len, numbers))
         if n >= LEAST:
@@ -43,22 +44,27 @@ def choose(human, machine):
                       for side, found in zip((human, machine), numbers)]
             choices.append(Choice(length, [found[:n] for found in numbers], tokens))
     if not choices:
-        raise ValueError(too_few(human, machine, LENGTHS[0]) + '; give more texts, or longer ones')
+        raise ValueError(why_missing(human, machine, LENGTHS[0], n_ctx) + '; give more texts, or longer ones')
     return choices
 
 
-def too_few(human, machine, length):
-    """Says how many documents are long enough."""
+def why_missing(human, machine, length, n_ctx):
+    """Says why there are no figures for a length."""
+    if length > n_ctx:
+        return 'no figures for %d tokens: the model sees %d at most' % (length, n_ctx)
     n_human, n_machine = (sum(len(ids) >= length for ids in side) for side in (human, machine))
     return 'no figures for %d tokens: %d human and %d machine texts have so many, and it takes %d of each' % (
         length, n_human, n_machine, LEAST)
 
 
-def warnings(choices, human, machine):
-    """Yield a line for each thing that gives the answer away. choices: what choose returned for the rest."""
+def warnings(choices, human, machine, *, n_ctx=LENGTHS[-1]):
+    """Yield a line for each length that is missing, and each thing that gives the answer away or makes it worth less.
+
+    choices: what choose returned for the rest.
+    """
     measured = [choice.length for choice in choices]
-    yield from (too_few(human, machine, length) for length in LENGTHS if length not in measured)
-    longer = auc(*[[len(ids) for ids in side] for side in (human, machine)])
+    yield from (why_missing(human, machine, length, n_ctx) for length in LENGTHS if length not in measured)
+    longer = auc(*[[min(len(ids), LENGTHS[-1]) for ids in side] for side in (human, machine)])
     by_length, which = max((longer, 'longer'), (1 - longer, 'shorter'))
     if by_length >= 0.7:
         yield ('the lengths alone tell the sides apart, AUC %.3f: the machine texts are the %s ones. They are cut to equal '
@@ -106,7 +112,11 @@ def compare(choices, predictions, decode):
 
 def has_scikit_learn():
     """Whether there is what the fitted baseline needs."""
-    return importlib.util.find_spec('sklearn') is not None
+    try:
+        import sklearn.linear_model  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 def statistics(predictions):
@@ -114,14 +124,11 @@ def statistics(predictions):
 
     A machine draws what is likely, so its texts should be likelier, of smaller ranks, and in places where the model is surer:
     "(low)" marks what is negated for that. Of texts drawn at temperature 1 the opposite may be true.
-    Raises ValueError for numbers that are not finite.
     Source: log-probability: Solaiman et al. 2019 (arXiv:1908.09203). Rank classes, entropy: Gehrmann et al. 2019
     (arXiv:1906.04043). Log-rank: Mitchell et al. 2023 (arXiv:2301.11305), for whom high entropy is a machine's. Curvature: Bao
     et al. 2023 (arXiv:2310.05130), in closed form, where the model that scores is also the one that samples.
     """
     nats, rank, entropy, variance = (np.asarray(x_N, np.float64) for x_N in predictions[:4])
-    if not np.isfinite([nats, rank, entropy, variance]).all():
-        raise ValueError('the model predicts numbers that are not finite; its weights may be damaged, so fetch them again')
     gap, spread = np.sum(entropy - nats), math.sqrt(max(0, variance.sum()))
     return OrderedDict([
         ('log-probability', -nats.mean()), ('log-rank (low)', -np.log(rank).mean()),
@@ -282,7 +289,8 @@ def draw(results, path):
         axes.plot(np.logspace(math.log10(0.5 / n), 0), np.logspace(math.log10(0.5 / n), 0), color='#CCCCCC', label='chance')
         axes.set(xscale='log', xlim=(0.5 / n, 1), title='%d tokens, %d texts a side' % (length, n),
                  xlabel='human texts taken for a machine\'s', ylabel='machine texts found' if place == 1 else '')
-    axes.legend(loc='center left', bbox_to_anchor=(1.05, 0.5))
+    named = OrderedDict((line.get_label(), line) for panel in figure.axes for line in panel.lines)  # not all are in each panel
+    axes.legend(named.values(), named.keys(), loc='center left', bbox_to_anchor=(1.05, 0.5))
     figure.tight_layout()
     with files.replacing(path) as part:
         figure.savefig(part, format='png')

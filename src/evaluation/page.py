@@ -27,6 +27,7 @@ CLASSES = '', 'b', 'c', 'd'  # their names in page.html; most tokens are of the 
 BLOCK = 400  # tokens after which a block ends with its line
 LONG_BLOCK = 2000  # tokens after which it ends with a word, or with any token after twice as many
 LINE = 70  # characters on a line of the page, about
+MOST_MARKS = 40  # of documents' beginnings: more would only be a pattern
 POINTS = 300  # of a curve, which is also the width of page.html's picture
 ZERO_WIDTH_JOINER = '\u200d'
 
@@ -38,10 +39,10 @@ SHOWN_SPACES = {ord(' '): '␣', ord('\t'): '⇥', ord('\n'): '↵'}
 Unit = namedtuple('Unit', 'text first end')  # tokens first to end - 1 of a document, and what they spell
 
 
-def write_page(path, encoder, documents, *, title, model_name):
+def write_page(path, encoder, documents, *, title, model_name, share=1):
     """Write the page of documents, a list of (ids int32 [N], Predictions), as one HTML file.
 
-    title, model_name: str, what the page calls the text and the model.
+    title, model_name: str, what the page calls the text and the model.  share: the fraction of the text that this is.
     """
     text = []
     for number, (ids, found) in enumerate(documents, 1):
@@ -51,6 +52,7 @@ def write_page(path, encoder, documents, *, title, model_name):
         text += blocks(units(encoder, ids), found.rank)
     ids, found = joined(documents)
     values = dict(figures(found), **curves(found, np.cumsum([len(ids) for ids, _ in documents])[:-1]))
+    values['part'] = '' if share == 1 else '; this is %.3g %% of it' % (100 * share)
     values.update(title=escaped(title), model_name=escaped(model_name), text=''.join(text), data=data(encoder, ids, found))
     with open(TEMPLATE, encoding='utf-8') as file:
         template = file.read()
@@ -154,6 +156,7 @@ def curves(found, begins):
         points = ['%.1f %.1f' % (POINTS * (x + window / 2) / n_tokens, 100 - 100 * y / top)
                   for x, y in zip(first, mean) if np.isfinite(y)]
         result[name + '_curve'] = 'M' + 'L'.join(points + points[-1:]) if points else ''  # a lone point is drawn as a dot
+    begins = begins if len(begins) <= MOST_MARKS else []
     result['begins'] = ''.join('M%d 0V100' % x for x in np.unique(POINTS * np.asarray(begins, int) // max(1, n_tokens)))
     result['begins_note'] = '; a dotted line is where a document begins' if len(begins) else ''
     return result

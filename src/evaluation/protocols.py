@@ -143,12 +143,15 @@ def predict_rows(model, rows, owners, options, *, label, predict=None):
     """The Predictions of the Rows of each document, {its number: Predictions}, and whether Ctrl-C came before the end.
 
     owners: for each row the number of its document.  predict: as score_documents takes it.
+    Raises ValueError for numbers that are not finite.
     """
     parts = {}
 
     def predict_batch(numbers):
         ids, first = stack(rows, numbers)
         found = predict(ids, first) if predict else Predictions(model.score(ids, first), *[None] * 5)
+        if not all(np.isfinite(array).all() for array in (found.nats, found.entropy, found.variance) if array is not None):
+            raise ValueError('the model predicts numbers that are not finite; its weights may be damaged, so fetch them again')
         for i, number in enumerate(numbers):  # batches() keeps the rows of a document in order
             parts.setdefault(owners[number], []).append([None if array is None else array[i] for array in found])
         return {'nats': Sum('perplexity', np.sum(found.nats, dtype=np.float64), found.nats.size)}
