@@ -1,14 +1,19 @@
 """generate_dataset.py: rows against the samplers', files whatever made them, and what becomes of them when things go wrong."""
+import contextlib
+import fcntl
 import glob
 import gzip
 import hashlib
 import json
 import os
+import re
 import resource
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 
 import pytest
@@ -17,9 +22,9 @@ import encoder
 import files
 import generate_dataset
 from conftest import ROOT
-from dataset import plan, store
+from dataset import on_ray, plan, store
 from dataset.maker import zipped
-from test_flags import environment, finished
+from test_flags import Conversation, environment, finished
 
 SCRIPT = os.path.join(ROOT, 'src', 'generate_dataset.py')
 DEMO = [sys.executable, SCRIPT, '--model_name', 'demo', '--batch_size', '4', '--length', '20', '--cores', '1']
@@ -86,6 +91,13 @@ def test_each_line_of_jsonl_is_a_prompt_that_may_have_an_id(tmp_path):
     assert [row[:2] for row in rows] == [(0, 'a'), ('x', 'b'), (7, 'c'), (12, 'g')]
     assert sorted(problems) == [4, 5, 6, 7, 8, 9, 10, 11, 12]
     assert 'the id 7 is that of line 3, too' in problems[8] and 'the id is True' in problems[9]
+
+
+@pytest.mark.parametrize('name', ['p.jsonl', 'P.JSONL'])
+def test_blank_lines_of_jsonl_hold_nothing_and_count(tmp_path, name):
+    """A file may end in one. Its name may be in capitals."""
+    rows, problems = read_prompts(write(tmp_path / name, '{"prompt": "a"}\n \n{"prompt": "b"}\n\n\r\n'))
+    assert [row[:2] for row in rows] == [(0, 'a'), (2, 'b')] and not problems
 
 
 @pytest.mark.parametrize('n_rows, shards', [(1, 1), (10, 3), (1000, 7), (5, 5)])
@@ -188,8 +200,17 @@ def test_one_row_is_made_again(make, tmp_path, capsys):
     capsys.readouterr()
     make(prompts=prompts, shards=2, length=5, only='n7')
     assert capsys.readouterr().out == lines.split('\n')[7] + '\n'
-    with pytest.raises(ValueError, match='no row has the id n9'):
+    with pytest.raises(ValueError, match='no row has the id n9$'):
         make(prompts=prompts, shards=2, length=5, only='n9')
+
+
+def test_one_row_does_not_tell_of_lines_that_are_others(make, tmp_path, capsys):
+    prompts = write(tmp_path / 'p.txt', 'a\n\nb\n' + 'long' * 50 + '\n')
+    make(prompts=prompts, only='2')
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)['prompt'] == 'b' and captured.err == ''
+    with pytest.raises(ValueError, match='no row has the id 3; lines without a row: 2, 4$'):
+        make(prompts=prompts, only='3')
 
 
 # Files, whatever made them
@@ -202,7 +223,7 @@ def test_what_is_missing_is_made_and_what_is_there_stays(make, tmp_path, capsys)
     seconds = os.stat(kept).st_mtime
     capsys.readouterr()
     make(nsamples=20, shards=4)
-    assert '5 rows in 1 files' in capsys.readouterr().out
+    assert '5 rows in 1 file,' in capsys.readouterr().out
     assert bytes_in(tmp_path / 'rows') == before and os.stat(kept).st_mtime == seconds
     make(nsamples=20, shards=4)
     assert 'nothing is missing' in capsys.readouterr().out
@@ -223,6 +244,27 @@ def test_other_settings_are_refused_and_named(make, tmp_path):
     with pytest.raises(ValueError, match='rows was 10 and is 11'):
         make(nsamples=11)
     assert bytes_in(tmp_path / 'rows') == before
+
+
+def test_another_machine_goes_on_with_the_cores_of_the_first(make, tmp_path, monkeypatch, capsys):
+    """Some rows depend on them. A machine's own number is taken only where there are no rows yet."""
+    rows = make(nsamples=9, shards=3)
+    before = bytes_in(tmp_path / 'rows')
+    os.remove(str(tmp_path / 'rows' / '00001-of-00003.jsonl'))
+    assert 'with --cores' not in capsys.readouterr().err
+    monkeypatch.setenv('OMP_NUM_THREADS', '3')  # as on a machine of three cores
+    make(nsamples=9, shards=3, only='4')
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == rows[4]
+    assert captured.err == 'with --cores 2, as the rows that are there were made; this machine has 3\n'
+    monkeypatch.setenv('OMP_NUM_THREADS', '3')
+    make(nsamples=9, shards=3)
+    assert bytes_in(tmp_path / 'rows') == before and os.environ['OMP_NUM_THREADS'] == '2'
+    with pytest.raises(ValueError, match='cores was 2 and is 3'):
+        make(nsamples=9, shards=3, cores=3)
+    monkeypatch.setenv('OMP_NUM_THREADS', '3')
+    make('own', nsamples=1)
+    assert json.loads((tmp_path / 'own' / 'manifest.json').read_text())['cores'] == 3
 
 
 def test_another_model_of_the_same_name_is_refused(make, tmp_path, tiny_models):
@@ -247,6 +289,7 @@ def test_another_model_of_the_same_name_is_refused(make, tmp_path, tiny_models):
     (dict(nsamples=3, seed=-1), 'seed is -1'), (dict(nsamples=3, precision='int7'), 'precision is int7'),
     (dict(nsamples=3, shards=4), 'shards is 4'), (dict(nsamples=3, shard=1), 'shard is 1; it must be 0 to 0'),
     (dict(nsamples=3, cores=0), 'cores is 0'), (dict(nsamples=3, workers=2), 'comes with --ray'),
+    (dict(nsamples=3, workers=0, ray='local'), 'workers is 0'), (dict(nsamples=3, ray=''), '--ray is empty'),
     (dict(nsamples=3, model_name='none'), 'no model none'), (dict(nsamples=3, only='3'), 'no row has the id 3')])
 def test_what_cannot_be_is_answered_and_leaves_nothing(make, tmp_path, options, said):
     with pytest.raises((ValueError, FileNotFoundError), match=said):
@@ -262,6 +305,27 @@ def test_lines_that_cannot_be_prompts_are_named_and_the_others_go_on(tmp_path):
     assert 'p.txt, line 2: the prompt is empty' in stderr and 'p.txt, line 4: the prompt has ' in stderr
     assert stderr.strip().split('\n')[-1].endswith('lines without a row: 2, 4')
     assert [(row['id'], row['prompt']) for row in rows_in(str(tmp_path / 'rows'))] == [(0, 'one'), (2, 'two'), (4, 'three')]
+
+
+# How far it is
+
+def test_a_terminal_shows_a_bar(tmp_path):
+    with Conversation(run(tmp_path / 'rows'), terminal=True) as talk:
+        fcntl.ioctl(talk.input, termios.TIOCSWINSZ, struct.pack('HHHH', 24, 100, 0, 0))  # else its lines have no width
+        talk.read_until(b'/%d [' % ROWS)
+        talk.read_until(b' tokens/s]')
+        status, rest = talk.end()
+    assert status == 0 and b'100%' in rest and b'%d rows in %d files, ' % (ROWS, SHARDS) in rest, rest
+
+
+def test_without_a_terminal_there_is_a_line_now_and_then(make, monkeypatch, capsys):
+    make('a', nsamples=9, shards=3)
+    assert capsys.readouterr().err == ''
+    monkeypatch.setattr(generate_dataset, 'SILENT_SECONDS', -1)
+    make('b', nsamples=9, shards=3)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(' ')[0] for line in lines] == ['3', '3', '6', '6', '9', '9']  # a batch, and a shard, three times
+    assert all(re.match(r'\d of 9 rows: \d+ tokens/s, \d\d:\d\d left$', line) for line in lines), lines
 
 
 # When things go wrong
@@ -291,21 +355,57 @@ def wait_for_shards(folder, n, process, seconds=120):
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize('number, status', [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 0), (signal.SIGTERM, 0)])
+def was_stopped(stderr, folder):
+    """Whether a run said in one line how many of its files it found there, which it did."""
+    n_files = len(glob.glob(os.path.join(str(folder), '0*.jsonl')))
+    said = ('generate_dataset.py: stopped; %s has %d of %d files, %d of %d rows; the same command goes on\n' % (
+        folder, n, SHARDS, n * ROWS // SHARDS, ROWS) for n in (n_files, n_files - 1))  # one may have come just now
+    return stderr.decode('utf-8') in said
+
+
+@pytest.mark.parametrize('number, status', [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130), (signal.SIGTERM, 130)])
 def test_a_run_that_is_stopped_goes_on(undisturbed, tmp_path, number, status):
     process = subprocess.Popen(run(tmp_path / 'rows'), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     wait_for_shards(tmp_path / 'rows', 2, process)
     process.send_signal(number)
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == status and not stdout
-    assert not [line for line in stderr.split(b'\n') if b'Traceback' in line]
+    assert stderr == b'' if number == signal.SIGKILL else was_stopped(stderr, tmp_path / 'rows'), stderr
     shards = {path: open(path, 'rb').read() for path in glob.glob(str(tmp_path / 'rows' / '0*.jsonl'))}
     assert len(shards) < SHARDS and all(data == undisturbed[os.path.basename(path)] for path, data in shards.items())
-    assert finished(run(tmp_path / 'rows'))[0] == 0
+    assert finished(run(tmp_path / 'rows'))[0] == finished(run(tmp_path / 'rows'))[0] == 0  # the second has nothing to do
     for name in set(os.listdir(str(tmp_path / 'rows'))) - set(undisturbed) - {'manifest.json'}:
         assert name.endswith('.lock') and name[1:-5] in undisturbed, name  # a killed process leaves it; it holds nothing
         os.remove(str(tmp_path / 'rows' / name))
     assert bytes_in(tmp_path / 'rows') == undisturbed
+
+
+def test_a_run_that_is_stopped_at_its_start_has_not_succeeded(tmp_path):
+    os.mkfifo(str(tmp_path / 'pipe'))
+    process = subprocess.Popen(DEMO + ['--out', str(tmp_path / 'rows'), '--prompts', str(tmp_path / 'pipe')],
+                               env=environment(), stderr=subprocess.PIPE)
+    with open(str(tmp_path / 'pipe'), 'wb'):  # waits for the run to read it
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=60)[1] == \
+            b'generate_dataset.py: stopped; it had only begun; the same command goes on\n'
+    assert process.returncode == 130
+
+
+@pytest.mark.parametrize('only', [[], ['--only', '7']])
+def test_a_long_batch_is_not_waited_for(tmp_path, only):
+    """This one takes most of a minute."""
+    command = DEMO + ['--out', str(tmp_path / 'rows'), '--nsamples', '400', '--batch_size', '400', '--length', '250']
+    process = subprocess.Popen(command + only, env=environment(), stderr=subprocess.PIPE)
+    limit = time.time() + 60
+    while len(os.listdir('/proc/%d/task' % process.pid)) < 6:  # TensorFlow's threads: the session is there
+        assert time.time() < limit and process.poll() is None
+        time.sleep(0.1)
+    time.sleep(3)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    began = time.time()
+    assert b'stopped; ' in process.communicate(timeout=60)[1] and process.returncode == 130
+    assert time.time() - began < 15
 
 
 def test_a_full_disk_is_one_line_and_the_run_goes_on_later(undisturbed, tmp_path):
@@ -317,8 +417,20 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(undisturbed, tmp_path
     process = subprocess.Popen(run(tmp_path / 'rows'), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                preexec_fn=limit)
     _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 1 and stderr.count(b'\n') == 1 and b'File too large' in stderr, stderr
+    assert process.returncode == 1 and stderr.count(b'\n') == 1 and b'File too large: ' in stderr, stderr
     assert not bytes_in(tmp_path / 'rows')
+    assert finished(run(tmp_path / 'rows'))[0] == 0
+    assert bytes_in(tmp_path / 'rows') == undisturbed
+
+
+def test_a_disk_that_is_full_is_told_with_its_folder(undisturbed, tmp_path):
+    """The kernel's own error: what is written beside the shard goes to a device that is always full."""
+    assert finished(run(tmp_path / 'rows', '--shard', '0'))[0] == 0
+    os.symlink('/dev/full', str(tmp_path / 'rows' / '00001-of-00006.jsonl.part'))
+    status, _, stderr = finished(run(tmp_path / 'rows'))
+    assert (status, stderr.decode('utf-8')) == (
+        1, 'generate_dataset.py: [Errno 28] No space left on device: %r\n' % str(tmp_path / 'rows'))
+    assert sorted(bytes_in(tmp_path / 'rows')) == ['00000-of-00006.jsonl']
     assert finished(run(tmp_path / 'rows'))[0] == 0
     assert bytes_in(tmp_path / 'rows') == undisturbed
 
@@ -351,7 +463,8 @@ def test_prompts_may_come_through_a_pipe(make, tmp_path):
 
 @pytest.mark.parametrize('text', ['', '\n\n'])
 def test_a_file_without_prompts_is_told(make, tmp_path, text):
-    with pytest.raises(ValueError, match='p.txt has no line that can be a prompt'):
+    why = '; line 1: the prompt is empty' if text else '$'
+    with pytest.raises(ValueError, match='p.txt has no line that can be a prompt' + why):
         make(prompts=write(tmp_path / 'p.txt', text))
     assert not (tmp_path / 'rows').exists()
 
@@ -427,9 +540,10 @@ def test_addresses_are_written_to_like_folders(make, tmp_path, tiny_models):
 
 
 @needs('fsspec')
-def test_an_address_that_nothing_reads_is_told(make):
-    with pytest.raises(ValueError, match='--out nothing://at/all cannot be written to'):
-        store.open_store('nothing://at/all')
+@pytest.mark.parametrize('address', ['nothing://at/all', 'zip://x'])
+def test_an_address_that_nothing_writes_is_told(address):
+    with pytest.raises(ValueError, match='--out %s cannot be written to' % address):
+        store.open_store(address)
 
 
 @needs('moto')
@@ -462,6 +576,21 @@ def test_an_object_store_holds_the_same_files(undisturbed, tmp_path):
 
 # On Ray
 
+@pytest.mark.parametrize('machines, cores, expected', [
+    ([{'CPU': 3.0}, {'CPU': 3.0}], 2, (2, 0)),  # not six cores by two: a model is on one machine
+    ([{'CPU': 2.0}], 3, (0, 0)), ([{'memory': 1.0}], 1, (0, 0)),
+    ([{'CPU': 16.0, 'GPU': 8.0}], 16, (1, 1)), ([{'CPU': 16.0, 'GPU': 8.0}], 2, (8, 1)),
+    ([{'CPU': 16.0, 'GPU': 8.0}], 1, (8, 1)),
+    ([{'CPU': 64.0}, {'CPU': 4.0, 'GPU': 1.0}], 2, (1, 1)), ([{'CPU': 64.0}, {'CPU': 4.0, 'GPU': 1.0}], 8, (0, 1))])
+def test_a_model_has_its_cores_and_its_gpu_on_one_machine(machines, cores, expected):
+    assert on_ray.room(machines, cores) == expected
+
+
+def test_most_cores_are_those_beside_a_gpu():
+    machines = [{'CPU': 64.0}, {'CPU': 4.0, 'GPU': 1.0}, {'memory': 1.0}]
+    assert [on_ray.largest(machines, 0), on_ray.largest(machines, 1)] == [64, 4]
+
+
 @pytest.fixture
 def cluster():
     """A Ray cluster of two nodes on this machine, each with one core: (the Cluster, the node that may be lost).
@@ -476,13 +605,28 @@ def cluster():
         cluster.shutdown()
 
 
-def actors():
-    """The processes of our actors: [number]."""
+def below(number):
+    """A process and all that it and those have started: {number}."""
+    parents = {}
+    for path in glob.glob('/proc/[0-9]*/stat'):
+        with contextlib.suppress(OSError):  # it has ended
+            with open(path, 'rb') as file:
+                parents[int(path.split('/')[2])] = int(file.read().rpartition(b')')[2].split()[1])
+    found = {number}
+    while True:
+        more = {child for child, parent in parents.items() if parent in found} - found
+        if not more:
+            return found
+        found |= more
+
+
+def actors(parent, title=b'ray::Actor'):
+    """The processes of the actors on a Ray that a process has started: [number]. title: what Ray calls them, at its begin."""
     found = []
-    for path in glob.glob('/proc/[0-9]*/cmdline'):
+    for path in ['/proc/%d/cmdline' % number for number in below(parent)]:
         try:
             with open(path, 'rb') as file:
-                if file.read().startswith(b'ray::Actor'):
+                if file.read().startswith(title):
                     found.append(int(path.split('/')[2]))
         except OSError:  # it has ended
             pass
@@ -497,10 +641,47 @@ def test_ray_on_this_machine_makes_the_same_files(undisturbed, tmp_path):
     (tmp_path / 'other').mkdir()
     with files.folder_lock(str(tmp_path / 'other'), None, '.00003-of-00006.jsonl.lock'):
         status, _, stderr = finished(run(tmp_path / 'other', '--ray', 'local'))
-    assert b'cores is 99; the largest machine of the cluster has ' in finished(
-        run(tmp_path / 'none', '--ray', 'local', '--cores', '99'))[2]
     said = stderr.decode('utf-8').strip().split('\n')[-1]  # Ray may have words of its own before
     assert status == 1 and said.endswith('start this again when that has ended') and 'Traceback' not in stderr.decode(), stderr
+
+
+@needs('ray')
+@pytest.mark.parametrize('flags', [[], ['--workers', '1']])
+def test_what_this_machine_has_no_room_for_is_told(tmp_path, flags):
+    """Though there is --workers: what Ray starts here cannot grow."""
+    status, _, stderr = finished(run(tmp_path / 'none', '--ray', 'local', '--cores', '99', *flags))
+    assert status == 1 and b'cores is 99; the largest machine of the cluster has ' in stderr
+
+
+@needs('ray')
+def test_a_cluster_that_grows_is_waited_for(tmp_path, cluster):
+    whole, _ = cluster
+    command = run(tmp_path / 'rows', '--ray', whole.address, '--workers', '1', '--cores', '3')
+    with Conversation(command) as talk:
+        limit = time.time() + 60
+        while b'waiting for room' not in talk.stderr():
+            assert time.time() < limit and talk.process.poll() is None, talk.stderr()
+            time.sleep(0.2)
+        whole.add_node(num_cpus=3, include_dashboard=False)
+        status, stdout = talk.end()
+        assert status == 0 and b'%d rows' % ROWS in stdout, talk.stderr()
+        assert talk.stderr().count(b'\n') == 1
+    assert [row['id'] for row in rows_in(str(tmp_path / 'rows'))] == list(range(ROWS))
+
+
+@needs('ray')
+def test_a_shard_that_kills_its_process_each_time_is_given_up(tmp_path):
+    process = subprocess.Popen(run(tmp_path / 'rows', '--ray', 'local', '--workers', '1', '--shards', '1'), env=environment(),
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    killed, limit = set(), time.time() + 200
+    while process.poll() is None and time.time() < limit:
+        for number in set(actors(process.pid, b'ray::Actor.make')) - killed:
+            killed.add(number)
+            os.kill(number, signal.SIGKILL)
+        time.sleep(0.02)
+    stderr = process.communicate(timeout=30)[1]
+    assert process.returncode == 1 and len(killed) == 4, (killed, stderr)
+    assert b'00000-of-00001.jsonl: what makes it was killed 4 times' in stderr and b'Traceback' not in stderr, stderr
 
 
 @needs('ray')
@@ -511,7 +692,7 @@ def test_what_a_lost_part_of_a_cluster_was_at_is_made_elsewhere(undisturbed, tmp
                                stderr=subprocess.PIPE)
     wait_for_shards(tmp_path / 'rows', 2, process)
     if lost == 'worker':
-        os.kill(max(actors()), signal.SIGKILL)
+        os.kill(max(actors(os.getpid())), signal.SIGKILL)
     else:
         whole.remove_node(node, allow_graceful=False)
     stdout, stderr = process.communicate(timeout=240)
@@ -524,12 +705,13 @@ def test_what_a_lost_part_of_a_cluster_was_at_is_made_elsewhere(undisturbed, tmp
 @needs('ray')
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_ends_what_runs_on_ray(undisturbed, tmp_path, number):
-    """At once and silently; its actors end by themselves, and the same command goes on."""
+    """At once; its actors end by themselves, and the same command goes on."""
     process = subprocess.Popen(run(tmp_path / 'rows', '--ray', 'local', '--workers', '1'), env=environment(),
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     wait_for_shards(tmp_path / 'rows', 1, process)
     process.send_signal(number)
-    assert process.communicate(timeout=20) == (b'', b'') and process.returncode == 0
+    stdout, stderr = process.communicate(timeout=20)
+    assert not stdout and was_stopped(stderr, tmp_path / 'rows') and process.returncode == 130, stderr
     assert finished(run(tmp_path / 'rows'))[0] == 0
     assert rows_in(str(tmp_path / 'rows')) == [json.loads(line) for name in sorted(undisturbed)
                                                for line in undisturbed[name].decode('utf-8').splitlines()]

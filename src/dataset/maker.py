@@ -4,13 +4,28 @@ import gzip
 import io
 import json
 import os
-from collections import OrderedDict
+from collections import OrderedDict, namedtuple
 
 import checkpoint
 import encoder
 import sample
 from dataset import plan
 from tf1 import tf
+
+# Of a number of rows. Placeholders: context int32 [rows, tokens], lengths [rows], None without prompts, draws [rows, length].
+Graph = namedtuple('Graph', 'context lengths draws output')
+
+
+def make_shards(dataset, names):
+    """Make some shards of a plan.Dataset in this process.
+
+    Yields (rows, tokens, shard), again and again: how many more are made, and the name of the shard that is whole now, or None.
+    """
+    with load(dataset.settings, dataset.models_dir) as maker:
+        for name in names:
+            for n_rows, n_tokens in maker.make_shard(dataset.store, name, dataset.shards[name]):
+                yield n_rows, n_tokens, None
+            yield 0, 0, name
 
 
 @contextlib.contextmanager
@@ -25,7 +40,8 @@ def load(settings, models_dir):
     with tf.Graph().as_default(), checkpoint.session(sampling=True) as sess, checkpoint.out_of_memory(
             'give a lower --batch_size than %d, or a lower --length' % settings['batch_size']):
         maker = Maker(sess, settings, text_encoder, hparams)
-        maker.graph(min(settings['batch_size'], settings['rows'] // settings['shards']))
+        n = min(settings['batch_size'], settings['rows'] // settings['shards'])
+        maker.graphs[n] = maker.build(n)  # with the variables that restore() fills
         checkpoint.restore(sess, name, models_dir)
         yield maker
 
@@ -38,31 +54,31 @@ class Maker(object):
         self.end_token = text_encoder.end_of_text if settings['stop_at_end'] else None
         self.graphs = {}  # by the number of rows
 
-    def graph(self, n):
-        """The graph for n rows: placeholders for prompts, their lengths and draws, and the tokens."""
-        if n not in self.graphs:
-            settings = self.settings
-            from_nothing = settings['prompts'] is None
-            context = tf.placeholder(tf.int32, [n, 1 if from_nothing else None])
-            lengths = None if from_nothing else tf.placeholder(tf.int32, [n])
-            draws = tf.placeholder(tf.float64, [n, None])
-            with checkpoint.precision(settings['precision']):
-                self.graphs[n] = context, lengths, draws, sample.sample_sequence(
-                    hparams=self.hparams, length=settings['length'], context=context, context_lengths=lengths, draws=draws,
-                    temperature=settings['temperature'], top_k=settings['top_k'], top_p=settings['top_p'],
-                    end_token=self.end_token)
-        return self.graphs[n]
+    def build(self, n):
+        """The Graph that samples n rows."""
+        settings = self.settings
+        from_nothing = settings['prompts'] is None
+        context = tf.placeholder(tf.int32, [n, 1 if from_nothing else None])
+        lengths = None if from_nothing else tf.placeholder(tf.int32, [n])
+        draws = tf.placeholder(tf.float64, [n, None])
+        with checkpoint.precision(settings['precision']):
+            return Graph(context, lengths, draws, sample.sample_sequence(
+                hparams=self.hparams, length=settings['length'], context=context, context_lengths=lengths, draws=draws,
+                temperature=settings['temperature'], top_k=settings['top_k'], top_p=settings['top_p'],
+                end_token=self.end_token))
 
     def make_batch(self, batch):
         """{id: what stands in a row's line} of some Rows that are sampled together."""
-        context, lengths, draws, output = self.graph(len(batch))
+        if len(batch) not in self.graphs:
+            self.graphs[len(batch)] = self.build(len(batch))
+        graph = self.graphs[len(batch)]
         n_tokens = [len(row.tokens) for row in batch]
-        fed = {context: [row.tokens + [0] * (max(n_tokens) - len(row.tokens)) for row in batch],
-               draws: sample.random_draws(self.settings['seed'], [plan.draws_key(row.id) for row in batch],
-                                          self.settings['length'])}
-        if lengths is not None:
-            fed[lengths] = n_tokens
-        sampled = self.sess.run(output, fed)
+        fed = {graph.context: [row.tokens + [0] * (max(n_tokens) - len(row.tokens)) for row in batch],
+               graph.draws: sample.random_draws(self.settings['seed'], [plan.draws_key(row.id) for row in batch],
+                                                self.settings['length'])}
+        if graph.lengths is not None:
+            fed[graph.lengths] = n_tokens
+        sampled = self.sess.run(graph.output, fed)
         return {row.id: self.fields(row, tokens[len(row.tokens):][:self.settings['length']])
                 for row, tokens in zip(batch, sampled.tolist())}
 
@@ -85,7 +101,7 @@ class Maker(object):
                 fields = self.make_batch(batch)
                 made.update(fields)
                 yield len(batch), sum(row['length'] for row in fields.values())
-            store.describe(self.settings)
+            store.write_manifest(self.settings)
             text = ''.join(json.dumps(made[row.id]) + '\n' for row in rows).encode('utf-8')
             store.add(name, zipped(text) if self.settings['gzip'] else text)
 

@@ -5,7 +5,7 @@ import io
 import itertools
 import json
 import math
-from collections import namedtuple
+from collections import OrderedDict, namedtuple
 
 import numpy as np
 
@@ -13,6 +13,10 @@ ROWS_IN_SHARD = 1000  # about, unless a number of shards is given: minutes of wo
 
 # id: int or str.  prompt: str, or None.  tokens: list of the token ids that the row continues
 Row = namedtuple('Row', 'id prompt tokens')
+
+# store: where it is kept.  settings: what its rows depend on, {name: value} as the manifest has them.
+# models_dir: folder of the model.  shards: {name of a file: its Rows}, in order
+Dataset = namedtuple('Dataset', 'store settings models_dir shards')
 
 
 def rows_from_nothing(n, end_of_text):
@@ -23,14 +27,19 @@ def rows_from_nothing(n, end_of_text):
 def rows_from_prompts(path, text, encode, longest):
     """([Row], {line number: what is wrong with it}) of a file of prompts.
 
-    path: its name: a .jsonl file has {"prompt": "...", "id": ...} on each line, any other file a prompt. A row without an id
-        has the number of its line, counted from 0.
+    path: its name: a .jsonl file has {"prompt": "...", "id": ...} on each line that is not blank, any other file a prompt. A
+        row without an id has the number of its line, counted from 0.
     text: the bytes in it.
     encode: function from a prompt to its token ids.  longest: how many of them there may be.
     """
     rows, problems, lines = [], {}, {}
-    read = prompt_of_json if str(path).endswith('.jsonl') else prompt_of_text
-    for number, line in enumerate(io.BytesIO(text[len(codecs.BOM_UTF8) * text.startswith(codecs.BOM_UTF8):]), 1):
+    is_json = str(path).lower().endswith('.jsonl')
+    read = prompt_of_json if is_json else prompt_of_text
+    if text.startswith(codecs.BOM_UTF8):
+        text = text[len(codecs.BOM_UTF8):]
+    for number, line in enumerate(io.BytesIO(text), 1):
+        if is_json and not line.strip():
+            continue
         try:
             prompt, row_id = read(line.decode('utf-8').rstrip('\r\n'), number - 1)
             tokens = encode(prompt)
@@ -70,12 +79,12 @@ def draws_key(row_id):
     return np.frombuffer(hashlib.sha256(json.dumps(row_id).encode('utf-8')).digest(), '<u4')
 
 
-def check_same(before, settings, place):
+def check_same(before, settings, store):
     """Raises ValueError unless the rows that are in a store have the settings of those to come. before: None if it has none."""
     changes = ['%s was %s and is %s' % (name, before.get(name), settings[name])
-               for name in settings if name != 'model_name' and before.get(name) != settings[name]] if before else []
+               for name in sorted(settings) if name != 'model_name' and before.get(name) != settings[name]] if before else []
     if changes:
-        raise ValueError('%s has rows with other settings: %s; take those, or another --out' % (place, ', '.join(changes)))
+        raise ValueError('%s has rows with other settings: %s; take those, or another --out' % (store, ', '.join(changes)))
 
 
 def n_shards(n_rows, shards=None):
@@ -91,7 +100,8 @@ def in_shards(rows, settings):
     """{name of a shard's file: its Rows}, in order: equal numbers of rows that follow each other."""
     n = settings['shards']
     ending = '.jsonl.gz' if settings['gzip'] else '.jsonl'
-    return {'%05d-of-%05d%s' % (k, n, ending): rows[k * len(rows) // n:(k + 1) * len(rows) // n] for k in range(n)}
+    return OrderedDict(('%05d-of-%05d%s' % (k, n, ending), rows[k * len(rows) // n:(k + 1) * len(rows) // n])
+                       for k in range(n))
 
 
 def in_batches(rows, batch_size):

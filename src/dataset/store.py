@@ -18,16 +18,16 @@ def open_store(out):
     try:
         import fsspec
         file_system, path = fsspec.core.url_to_fs(out)
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError, OSError) as error:  # OSError: zip:// of what is no zip file, for example
         raise ValueError('--out %s cannot be written to: %s; `pip install fsspec` reads addresses, and a package of its own '
                          'each kind, such as s3fs for s3://' % (out, error))
     return Folder(path) if out.startswith(('file://', 'local://')) else Bucket(file_system, path, out)
 
 
-def has_manifest(names, place):
+def has_manifest(names, store):
     """Whether there is a manifest among names. Raises ValueError if there are only shards: nobody knows their settings."""
     if MANIFEST not in names and any('.jsonl' in name and not name.startswith('.') for name in names):
-        raise ValueError('%s has files of rows and no %s; choose another --out' % (place, MANIFEST))
+        raise ValueError('%s has files of rows and no %s; choose another --out' % (store, MANIFEST))
     return MANIFEST in names
 
 
@@ -52,7 +52,7 @@ class Folder(object):
             return None
         return files.read_json(os.path.join(self.path, MANIFEST), 'choose another --out')
 
-    def describe(self, settings):
+    def write_manifest(self, settings):
         """Write the manifest, unless it is there. Raises ValueError if it has other settings: another run was faster."""
         with files.folder_lock(self.path, lambda holder: None, '.%s.lock' % MANIFEST):
             before = self.manifest()
@@ -71,9 +71,14 @@ class Folder(object):
         def busy(holder):
             raise ValueError('%s in %s is being made by %s; start this again when that has ended' % (name, self, holder))
 
-        os.makedirs(self.path, exist_ok=True)
-        with files.folder_lock(self.path, busy, '.%s.lock' % name):
-            yield
+        try:
+            os.makedirs(self.path, exist_ok=True)
+            with files.folder_lock(self.path, busy, '.%s.lock' % name):
+                yield
+        except OSError as error:
+            if error.errno and error.filename is None:  # a write does not say where the disk was full
+                error.filename = self.path
+            raise
 
 
 class Bucket(object):
@@ -103,7 +108,7 @@ class Bucket(object):
             self.file_system.get_file('%s/%s' % (self.path, MANIFEST), path)
             return files.read_json(path, 'choose another --out')
 
-    def describe(self, settings):
+    def write_manifest(self, settings):
         """Write the manifest, unless it is there. Raises ValueError if it has other settings: another run was faster."""
         before = self.manifest()
         plan.check_same(before, settings, self)
