@@ -487,7 +487,7 @@ def test_the_parts_of_the_work_get_equal_parts_of_the_cores(monkeypatch, gpu, n_
     """
     Session = tf.Session
     configs = []
-    monkeypatch.setattr(tf, 'Session', lambda config: configs.append(config) or Session(config=config))
+    monkeypatch.setattr(tf, 'Session', lambda target, config: configs.append(config) or Session(config=config))
     monkeypatch.setattr(process, 'n_cores', lambda: n_cores)
     monkeypatch.setattr(kernels, 'on_gpu', lambda: gpu)
     monkeypatch.setattr(kernels, 'n_parts', lambda: n_parts)

@@ -15,7 +15,7 @@ import pytest
 
 from test_train import SCRIPT, arguments_of, beside, flags_of, losses_of, metrics_of, models_dir, start, weights_and_state
 from training import local_workers, run_folder
-from training.cluster import Cluster, from_environment
+from training.cluster import Cluster, check_port, from_environment
 
 STEPS = 20
 WORKER = '''
@@ -435,6 +435,26 @@ def test_a_wrong_tf_config_ends_the_script(models_dir):
     status, stderr = finished(process)
     assert status == 1 and stderr.startswith('train.py: TF_CONFIG is') and stderr.count('\n') == 1
     assert not os.path.exists(os.path.join(models_dir, 'wrong'))
+
+
+def test_a_free_address_is_one_that_neither_a_server_nor_the_system_has_taken():
+    """Between the question and the start of a worker, the system gives ports of its own range to whoever connects."""
+    with open('/proc/sys/net/ipv4/ip_local_port_range', encoding='utf-8') as file:
+        first = int(file.read().split()[0])
+    addresses = local_workers.free_addresses(50)
+    assert len(set(addresses)) == 50
+    for address in addresses:
+        host, port = address.split(':')
+        assert host == 'localhost' and 1024 <= int(port) < first
+        check_port(address, 0)
+
+
+def test_a_port_that_is_taken_is_no_free_address(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(('', 0))
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(local_workers.random.SystemRandom, 'sample', lambda self, ports, n: [port, 1, port])
+        assert 'localhost:%d' % port not in local_workers.free_addresses(3)
 
 
 # GPUs

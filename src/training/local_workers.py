@@ -4,6 +4,7 @@ import glob
 import json
 import math
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -75,12 +76,13 @@ def raise_end(index, status, said):
 
 
 def free_addresses(n):
-    """Addresses on this machine that nothing listens to."""
-    with contextlib.ExitStack() as opened:
-        probes = [opened.enter_context(contextlib.closing(socket.socket())) for _ in range(n)]
-        for probe in probes:
-            probe.bind(('localhost', 0))
-        return ['localhost:%d' % probe.getsockname()[1] for probe in probes]
+    """Addresses on this machine that nothing listens to, at ports below those that the system gives away by itself."""
+    found = []
+    for port in random.SystemRandom().sample(range(20000, 32768), n + 100):
+        with contextlib.closing(socket.socket()) as probe, contextlib.suppress(OSError):
+            probe.bind(('', port))
+            found.append('localhost:%d' % port)
+    return found[:n]
 
 
 def visible_gpus():
