@@ -84,7 +84,8 @@ def text(*paths, model_name='117M', context: int = None, stride: int = None, per
     pieces = corpus.read_pieces(paths)
     with load(model_name, models_dir, options, precision) as model:
         scored = score_documents(model, by_line(pieces) if per_line else pieces, options, label='text',
-                                 n_bytes=sum(map(os.path.getsize, paths)), predict=None if html is None else model.predictor(N_SHOWN))
+                                 n_bytes=sum(map(os.path.getsize, paths)),
+                                 predict=None if html is None else model.predictor(N_SHOWN))
         if not scored.documents and not scored.interrupted:
             raise ValueError('there is no text in %s' % ', '.join(paths))
         for name, value in text_figures(model, scored) if scored.documents else []:

@@ -375,17 +375,19 @@ def test_the_texts_that_are_compared_are_scored_once_and_no_further_than_they_co
     """Of 30 human texts and 25 of a machine, 20 or 25 each; none is longer than the longest length it is long enough for."""
     paths = [write(tmpdir, name, '\n<|endoftext|>\n'.join(letter * n_bytes + '%d' % n_bytes for n_bytes in range(40, 40 + n)))
              for name, letter, n in (('h.txt', 'h', 30), ('m.txt', 'm', 25))]
-    rows = []
+    rows, sizes = [], []
 
     def predictor(n_likeliest):
         def predict(ids, first):
+            sizes.append(len(ids))
             rows.extend(ids[:, first:].tolist())
             ones = np.ones([len(ids), ids.shape[1] - first], np.float32)
             return protocols.Predictions(ones, ones.astype(int), ones, ones, None, None)
         return predict
 
     loads(byte_model(None, n_ctx=100)._replace(predictor=predictor))
-    evaluate.detect(*paths, limit=limit)
+    evaluate.detect(*paths, limit=limit, batch_size=3)
+    assert max(sizes) == 3 * 101 // 33, 'of as many tokens as three of the context, and one more each'
     assert len(rows) == 2 * (limit or 25) and {len(row) for row in rows} == {32}
     assert '| 32 | %d | log-probability | 0.500 |' % (limit or 25) in capsys.readouterr().out
 
