@@ -392,6 +392,19 @@ def test_the_texts_that_are_compared_are_scored_once_and_no_further_than_they_co
     assert '| 32 | %d | log-probability | 0.500 |' % (limit or 25) in capsys.readouterr().out
 
 
+def test_the_precision_reaches_the_model(loads, tmpdir, monkeypatch):
+    path = write(tmpdir, 'a.txt', '\n<|endoftext|>\n'.join('%040d' % number for number in range(25)))
+    loads(byte_model(None, n_ctx=100))
+
+    def load(model_name, models_dir, options, precision='float32'):
+        raise RuntimeError('loads in %s' % precision)
+
+    monkeypatch.setattr(evaluate, 'load', load)
+    for command in (lambda: evaluate.detect(path, path, precision='int8'), lambda: evaluate.text(path, precision='int8')):
+        with pytest.raises(RuntimeError, match='loads in int8'):
+            command()
+
+
 def test_interrupted_no_figures_of_a_part_of_the_texts_are_printed(loads, tmpdir, capsys):
     path = write(tmpdir, 'a.txt', '\n<|endoftext|>\n'.join('%040d' % number for number in range(25)))
 
