@@ -146,8 +146,8 @@ def vocabulary_product(n_texts=None, n_tokens=0):
     is_copied = n_texts is not None and n_tokens >= FEW_TOKENS and on_onednn()
 
     def multiply(hidden_BD, weight_VD):
-        if isinstance(weight_VD, int8.Weight):
-            return weight_VD.product(hidden_BD)
+        if isinstance(weight_VD, int8.Weight) or on_gpu():
+            return product_with_rows(hidden_BD, weight_VD)
         return (transposed if is_copied else in_blocks)(hidden_BD, weight_VD)
 
     def transposed(hidden_BD, weight_VD):

@@ -48,7 +48,7 @@ def top_p_logits(logits, p):
     sorted_BV = tf.nn.top_k(logits, k=tf.shape(logits)[-1]).values  # tf.sort is not in TensorFlow 1.12
     probability_BV = tf.nn.softmax(tf.cast(sorted_BV, tf.float64))
     mass_before_BV = tf.cumsum(probability_BV, axis=-1, exclusive=True)
-    n_kept_B = tf.reduce_sum(tf.cast(mass_before_BV < as_float64(p), tf.int32), axis=-1)
+    n_kept_B = count(mass_before_BV < as_float64(p))
     last_B = tf.maximum(n_kept_B - 1, 0)  # the processor may take the smallest p for 0
     last_kept_B = tf.gather_nd(sorted_BV, tf.stack([tf.range(tf.shape(logits)[0]), last_B], axis=-1))
     return keep(logits, logits >= last_kept_B[:, None])
@@ -73,7 +73,12 @@ def pick(logits_BV, draw_B):
     unscaled_BV = tf.exp(tf.cast(logits_BV - tf.reduce_max(logits_BV, axis=-1, keepdims=True), tf.float64))
     cumulated_BV = tf.cumsum(unscaled_BV, axis=-1)
     target_B1 = draw_B[:, None] * cumulated_BV[:, -1:]
-    return tf.reduce_sum(tf.cast(cumulated_BV <= target_B1, tf.int32), axis=-1)
+    return count(cumulated_BV <= target_B1)
+
+
+def count(x_BV):
+    """How many of each row are true: int32 [B]. They are counted in float32, since int32 is added up on the CPU even with a GPU."""
+    return tf.cast(tf.reduce_sum(tf.cast(x_BV, tf.float32), axis=-1), tf.int32)
 
 
 def shortlist(logits_BV, k, scale):
@@ -110,7 +115,8 @@ def next_tokens(logits_BV, draw_B, *, temperature, top_k, top_p):
     def choose(logits_BN):
         return pick(top_p_logits(top_k_logits(logits_BN, top_k), top_p), draw_B)
 
-    if not isinstance(top_k, numbers.Integral) or not 0 < top_k < logits_BV.shape.as_list()[-1]:
+    is_short = isinstance(top_k, numbers.Integral) and 0 < top_k < logits_BV.shape.as_list()[-1]
+    if not is_short or kernels.on_gpu():  # a GPU is done with all logits before the CPU has put together a list
         return choose(scale(logits_BV))
     logits_BN, ids_BN = shortlist(logits_BV, top_k, scale)
     place_B = choose(logits_BN)

@@ -202,7 +202,8 @@ def test_logits_are_those_of_the_papers_and_what_tensorfloat_32_does_to_them_is_
 @pytest.mark.parametrize('tests', [
     'test_model.py -k "equal or equals or cache or before_its_own"',  # among them NumPy and the graph that OpenAI exported
     'test_sample.py -k "brute_force or pick or picked or likeliest or alone or papers or lengths or removed or graph_runs"',
-    'test_train.py -k "gradients or recomputed or accumulated or dropout or dropped or decoupled or train_only"'])
+    'test_train.py -k "gradients or recomputed or accumulated or dropout or dropped or decoupled or train_only"'],
+    ids=lambda tests: tests.split('.')[0])
 def test_what_holds_on_a_cpu_holds_on_a_gpu(gpu, tests):
     name, chosen = re.match(r'(\S+) -k "(.*)"', tests).groups()
     env = dict(environment(DEVICE), TF_FORCE_GPU_ALLOW_GROWTH='true')  # their sessions would take all of the memory

@@ -90,6 +90,14 @@ def test_no_weight_is_copied_where_that_does_not_pay(sess, monkeypatch, n_texts,
     assert {reader.type for reader in weight_MN.consumers()} <= {'Split', 'SplitV'}
 
 
+def test_a_gpu_multiplies_the_vocabulary_at_once(sess, monkeypatch):
+    monkeypatch.setattr(kernels, 'on_gpu', lambda: True)
+    weight_VD, hidden_BD = random(100, 8), random(3, 8)
+    logits_BV = kernels.vocabulary_product(3, 99)(tf.constant(hidden_BD), tf.constant(weight_VD))
+    assert [operation.type for operation in sess.graph.get_operations() if operation.type != 'Const'] == ['MatMul']
+    np.testing.assert_allclose(sess.run(logits_BV), hidden_BD.dot(weight_VD.T), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize('onednn', [True, False] if hasattr(tf, 'raw_ops') else [False])
 @pytest.mark.parametrize('n_rows', [1, 4])
 @pytest.mark.parametrize('transpose_b', [True, False])

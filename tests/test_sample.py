@@ -426,8 +426,10 @@ def test_each_column_is_seen_as_soon_as_there_is_one(sess):
     assert [column.tolist() for column in seen] == tokens[:, 1:].T.tolist() == [[6, 8, 9], [7, 9, 9], [8, 9, 9], [9, 9, 9]]
 
 
-def test_ties_with_the_kth_are_drawn_from_the_whole_vocabulary(sess):
+@pytest.mark.parametrize('gpu', [False, True])
+def test_ties_with_the_kth_are_drawn_from_the_whole_vocabulary(sess, monkeypatch, gpu):
     """Between 1 and 30 tokens of 40 tie with the third, before scaling or only after it: 1e-8 apart, they are equal beside 100."""
+    monkeypatch.setattr(kernels, 'on_gpu', lambda: gpu)
     rows = np.zeros([3, 40], np.float32) - 1
     rows[0, [7, 30]] = 2, 1
     rows[0, 1::2] = np.maximum(rows[0, 1::2], 0)
@@ -446,12 +448,25 @@ def test_ties_with_the_kth_are_drawn_from_the_whole_vocabulary(sess):
 
 @pytest.mark.parametrize('top_k', [1, 5, 39, 40, 10 ** 6])
 @pytest.mark.parametrize('top_p', [1, 0.6])
-def test_drawing_from_k_tokens_is_drawing_from_all_with_the_rest_removed(sess, top_k, top_p):
+@pytest.mark.parametrize('gpu', [False, True])
+def test_drawing_from_k_tokens_is_drawing_from_all_with_the_rest_removed(sess, monkeypatch, gpu, top_k, top_p):
+    monkeypatch.setattr(kernels, 'on_gpu', lambda: gpu)
     rows, draws = random_rows(), np.random.RandomState(0).random_sample(200)
     token_B = sample.next_tokens(tf.constant(rows), tf.constant(draws), temperature=0.7, top_k=top_k, top_p=top_p)
     scaled = tf.constant((rows - rows.max(axis=1, keepdims=True)) / np.float32(0.7))
     plain_B = sample.pick(sample.top_p_logits(sample.top_k_logits(scaled, top_k), top_p), tf.constant(draws))
     assert np.array_equal(*sess.run([token_B, plain_B]))
+
+
+@pytest.mark.parametrize('top_k, top_p', [(0, 1), (5, 1), (0, 0.6)])
+def test_with_a_gpu_nothing_waits_for_the_cpu_to_choose_a_token(sess, monkeypatch, top_k, top_p):
+    """What tf.cond does is decided on the CPU, and TensorFlow adds up int32 there."""
+    monkeypatch.setattr(kernels, 'on_gpu', lambda: True)
+    logits_BV, draw_B = tf.placeholder(tf.float32, [None, 40]), tf.placeholder(tf.float64, [None])
+    sample.next_tokens(logits_BV, draw_B, temperature=0.7, top_k=top_k, top_p=top_p)
+    operations = sess.graph.get_operations()
+    assert not {'Switch', 'If', 'StatelessIf'} & {operation.type for operation in operations}
+    assert {operation.inputs[0].dtype for operation in operations if operation.type == 'Sum'} == {tf.float32}
 
 
 @pytest.mark.parametrize('tokens, expected', [([], []), ([1, 2], [1, 2]), ([9], []), ([1, 9, 2, 9], [1])])
