@@ -41,7 +41,8 @@ def sample_model(model_name='117M', seed: int = None, nsamples=0, batch_size=1, 
     end_token = text_encoder.end_of_text if stop_at_end else None
     with checkpoint.precision(precision):
         output = sample.sample_sequence(hparams=hparams, length=length, context=context, draws=draws, temperature=temperature,
-                                        top_k=top_k, top_p=top_p, end_token=end_token)
+                                        top_k=top_k, top_p=top_p, end_token=end_token,
+                                        compiled=sample.pays_to_compile(nsamples, batch_size, length))
     with checkpoint.session(sampling=True) as sess, checkpoint.out_of_memory(
             'give a lower --batch_size than %d, or a lower --length' % batch_size):
         checkpoint.restore(sess, model_name, models_dir)

@@ -13,7 +13,7 @@ import platform
 
 import int8
 import process
-from tf1 import tf
+from tf1 import tf, xla_dynamic_update_slice
 
 MOST_PARTS = 4  # four cores read as fast as the memory delivers; more parts would only make the graph larger
 FEW_TOKENS = 16  # for fewer tokens, transposing the token embedding takes longer than it saves
@@ -83,10 +83,11 @@ class Heads(object):
         return [tf.reshape(tf.transpose(x_BTHK, [0, 2, 1, 3]), self.heads_shape) for x_BTHK in qkv]
 
     def attend(self, q_GTK, k_GTK, v_GTK, past, drop, last_alone):
-        """softmax(q k' / sqrt(K) + mask) v, and the heads of each token side by side: float32 [R, D].
+        """softmax(q k' / sqrt(K) + mask) v, and the heads of each token side by side: float32 [R, D]; and what is to be kept of it.
 
         past: the keys and values of the tokens before, in pieces, each a pair of float32 [G, S, K].
         drop: dropout for the attention weights.  last_alone: whether only the last token of each text has a query.
+        To be kept are [k_GTK, v_GTK].
         """
         newest = k_GTK, v_GTK
         if past:
@@ -106,8 +107,10 @@ class Heads(object):
             return tf.reshape(found_GTK, [self.batch if known_alone else -1, self.n_head * self.head_size])
 
         if isinstance(one_query, bool):
-            return heads_joined(one_query)
-        return tf.cond(one_query, lambda: heads_joined(True), lambda: heads_joined(False))
+            found_RD = heads_joined(one_query)
+        else:
+            found_RD = tf.cond(one_query, lambda: heads_joined(True), lambda: heads_joined(False))
+        return found_RD, [k_GTK, v_GTK]
 
     def attend_part(self, q_GTK, k_pieces, v_pieces, one_query, drop):
         """softmax(q k' / sqrt(K) + mask) v for some of the heads, where q is divided by sqrt(K) already: float32 [G, T, K].
@@ -125,6 +128,32 @@ class Heads(object):
         weight_GTS = drop(weight_GTS, 'weights')
         weights = tf.split(weight_GTS, self.lengths, axis=-1, num=len(k_pieces)) if len(k_pieces) > 1 else [weight_GTS]
         return tf.add_n([batched_product(weight, v_GSK, one_query) for weight, v_GSK in zip(weights, v_pieces)])
+
+
+class HeadsInPlace(object):
+    """Attention's heads for one new token of each text. It is written into a past of a fixed size: for XLA, which compiles sizes.
+
+    n_past: scalar tensor, how many positions of the past are taken.  n_most: how many it has.
+    """
+
+    n_parts = 1
+
+    def __init__(self, batch, n_head, head_size, n_past, n_most):
+        self.batch, self.n_head, self.head_size, self.n_past = batch, n_head, head_size, n_past
+        self.mask_S = tf.cast(tf.range(n_most) > n_past, tf.float32) * -1e10
+
+    def split(self, qkv_BN):
+        """The queries, keys and values of the new tokens, each float32 [G, 1, K]."""
+        qkv = tf.unstack(tf.reshape(qkv_BN, [self.batch, 3, self.n_head, self.head_size]), axis=1)
+        return [tf.reshape(x_BHK, [self.batch * self.n_head, 1, self.head_size]) for x_BHK in qkv]
+
+    def attend(self, q_G1K, k_G1K, v_G1K, past, drop, last_alone):
+        """As Heads.attend. To be kept is the past, one pair of float32 [G, S, K], with the new token in it."""
+        k_GSK, v_GSK = [xla_dynamic_update_slice(before, new, tf.stack([0, self.n_past, 0]))
+                        for before, new in zip(past[0], (k_G1K, v_G1K))]
+        score_G1S = tf.matmul(q_G1K / math.sqrt(self.head_size), k_GSK, transpose_b=True)
+        weight_G1S = drop(tf.nn.softmax(score_G1S + self.mask_S), 'weights')
+        return tf.reshape(tf.matmul(weight_G1S, v_GSK), [self.batch, self.n_head * self.head_size]), [k_GSK, v_GSK]
 
 
 def batched_product(a_BTN, b_BNM, one_row, transpose_b=False):

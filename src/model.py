@@ -106,6 +106,16 @@ def decode(hparams, X, cache, multiply):
     return logits_BV, cache.add(present)
 
 
+def decode_in_place(hparams, token_B, n_past, past):
+    """As decode(), for one new token of each text and a past of a fixed size, of which n_past positions are taken.
+
+    past: keys and values, L tensors [G, S, K].  Returns logits, float32 [B, V], and the past with the new token in it.
+    """
+    with tf.variable_scope('model', reuse=True):
+        hidden_BD, past = transform(hparams, token_B[:, None], [past], n_past=n_past)
+        return unembed(hparams, hidden_BD), past
+
+
 # The network, from token ids to logits
 
 def no_dropout(x, site):
@@ -113,21 +123,26 @@ def no_dropout(x, site):
     return x
 
 
-def transform(hparams, tokens, pasts=(), drop=no_dropout, last_alone=False, run=lambda block, x_RD: block(x_RD)):
+def transform(hparams, tokens, pasts=(), drop=no_dropout, last_alone=False, run=lambda block, x_RD: block(x_RD), n_past=None):
     """The network from token ids to the hidden states from which unembed() makes logits.
 
     tokens: int32 [B, T].  pasts: keys and values of the tokens before, in pieces: each piece is L tensors, float32 [G, S, K].
     drop: as dropout() returns it.
     last_alone: leave out all positions but each text's last where no other position needs them: after the last attention.
     run: calls each block with its input. Training passes a function that notes both, to compute the block again.
-    Returns hidden states, float32 [R, D], or with last_alone [B, D]; and the tokens' keys and values, L tensors [G, T, K].
+    n_past: how much of the past is taken, where it has a fixed size and one new token is written into it.
+    Returns hidden states, float32 [R, D], or with last_alone [B, D]; and the tokens' keys and values, L tensors [G, T, K], or
+    with n_past those of the past, too.
     """
     hparams.check()
     tokens_BT = tf.convert_to_tensor(tokens)
     batch, n_new = sizes(tokens_BT)
-    n_pasts = [size(past[0], -2) for past in pasts]
-    position_T = sum(n_pasts) + tf.range(n_new)
-    heads = kernels.Heads(batch, n_new, hparams.n_head, hparams.n_embd // hparams.n_head, n_pasts, causal_mask(position_T))
+    n_pasts, head_size = [size(past[0], -2) for past in pasts], hparams.n_embd // hparams.n_head
+    position_T = (sum(n_pasts) if n_past is None else n_past) + tf.range(n_new)
+    if n_past is None:
+        heads = kernels.Heads(batch, n_new, hparams.n_head, head_size, n_pasts, causal_mask(position_T))
+    else:
+        heads = kernels.HeadsInPlace(batch, hparams.n_head, head_size, n_past, n_pasts[0])
     hidden_RD = drop(embed(hparams, tokens_BT, position_T), 'embed')
     present = []
     for layer in range(hparams.n_layer):
@@ -173,8 +188,8 @@ def attention(hparams, x_RD, scope, heads, past=(), drop=no_dropout, last_alone=
     """Masked multi-head self-attention (Vaswani et al. 2017, section 3.2) over the past and the new tokens."""
     with tf.variable_scope(scope):
         q_GTK, k_GTK, v_GTK = heads.split(linear(x_RD, 'c_attn', 3 * hparams.n_embd, heads.n_parts))
-        mixed_RD = heads.attend(q_GTK, k_GTK, v_GTK, past, drop, last_alone)  # softmax(q k' / sqrt(K) + mask) v
-        return linear(mixed_RD, 'c_proj', hparams.n_embd, heads.n_parts, residual_stddev(hparams)), [k_GTK, v_GTK]
+        mixed_RD, present = heads.attend(q_GTK, k_GTK, v_GTK, past, drop, last_alone)  # softmax(q k' / sqrt(K) + mask) v
+        return linear(mixed_RD, 'c_proj', hparams.n_embd, heads.n_parts, residual_stddev(hparams)), present
 
 
 def feed_forward(hparams, x_RD, scope, n_parts):

@@ -1,6 +1,8 @@
 """Logits to token ids: the filters, the draw, and the loop that feeds each token back. Shapes as in model.py."""
 from collections import namedtuple
+import functools
 import itertools
+import math
 import numbers
 import sys
 
@@ -9,10 +11,11 @@ import numpy as np
 import cache
 import kernels
 import model
-from tf1 import tf
+from tf1 import tf, xla_dynamic_update_slice
 
 REMOVED = -1e10  # the logit of a token that a filter took out
 NO_TOKEN = -1  # follows the end of a row when there is no end token
+COMPILED_STEPS = 2000  # compiling the loop takes as long as a GPU saves in so many steps, for models of any size
 
 
 def top_k_logits(logits, k):
@@ -101,8 +104,11 @@ def shortlist(logits_BV, k, scale):
     return tf.cond(tied, everything, those)
 
 
-def next_tokens(logits_BV, draw_B, *, temperature, top_k, top_p):
-    """One token for each row: int32 [B]. Temperature first, then top_k, then top_p; temperature 0 is the arg-max."""
+def next_tokens(logits_BV, draw_B, *, temperature, top_k, top_p, from_list=True):
+    """One token for each row: int32 [B]. Temperature first, then top_k, then top_p; temperature 0 is the arg-max.
+
+    from_list: whether few tokens are drawn from a list of them. A GPU is done with all before the CPU has put it together.
+    """
     if isinstance(temperature, numbers.Number) and temperature == 0:
         return tf.argmax(logits_BV, axis=-1, output_type=tf.int32)
     greatest_B1 = tf.reduce_max(logits_BV, axis=-1, keepdims=True)
@@ -115,8 +121,8 @@ def next_tokens(logits_BV, draw_B, *, temperature, top_k, top_p):
     def choose(logits_BN):
         return pick(top_p_logits(top_k_logits(logits_BN, top_k), top_p), draw_B)
 
-    is_short = isinstance(top_k, numbers.Integral) and 0 < top_k < logits_BV.shape.as_list()[-1]
-    if not is_short or kernels.on_gpu():  # a GPU is done with all logits before the CPU has put together a list
+    are_few = isinstance(top_k, numbers.Integral) and 0 < top_k < logits_BV.shape.as_list()[-1]
+    if not from_list or not are_few:
         return choose(scale(logits_BV))
     logits_BN, ids_BN = shortlist(logits_BV, top_k, scale)
     place_B = choose(logits_BN)
@@ -143,7 +149,7 @@ def settled(hparams, state, all_stay):
 
 
 def sample_sequence(*, hparams, length, start_token=None, batch_size=None, context=None, temperature=1, top_k=0, top_p=1,
-                    end_token=None, context_lengths=None, draws=None, watch=None):
+                    end_token=None, context_lengths=None, draws=None, watch=None, compiled=False):
     """Continue each prompt by length tokens.
 
     context: int32 [B, C], the prompts; or start_token and batch_size: each prompt is that one token.
@@ -155,6 +161,8 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
     draws: float [B, length] in [0, 1), the only randomness: row i picks its j-th token with draws[i, j]. None: drawn in the
         graph.
     watch: function called with each new column of tokens at once, a NumPy int32 [B].
+    compiled: whether the first run compiles the loop with XLA, which pays_to_compile() knows. TensorFlow 2.x does, for a known
+        number of prompts, and then runs it without a watch; if the graph knows no width of context, for prompts up to n_ctx.
     Returns int32 [B, C + length]: prompts and continuations. If all prompts are shorter than C, as wide as the longest needs.
     Raises ValueError for options that contradict each other or exceed n_ctx. What only a run can tell, such as the width of a
         placeholder, raises InvalidArgumentError there.
@@ -165,6 +173,7 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
     if length == 0:
         return context_BC
     known_batch = context_BC.shape.as_list()[0]
+    check_compiled(compiled, known_batch, watch)
     batch, n_context = model.sizes(context_BC)
     n_total = n_context + length
     length_B = tf.fill([batch], n_context) if context_lengths is None else check_lengths(context_lengths, n_context)
@@ -172,6 +181,17 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
     filler = NO_TOKEN if end_token is None else end_token
     multiply = kernels.vocabulary_product(known_batch, length)
     all_stay = known_batch == 1 or end_token is None and context_lengths is None  # they end together
+
+    def choose(logits_AV, n_seen, row_A, given_A, ended_A, from_list):
+        """The rows' next tokens, and whether they have ended then."""
+        n_drawn_A = n_seen - tf.gather(length_B, row_A)  # below 0 inside a prompt, where the next token is given
+        draw_A = tf.gather_nd(draws, tf.stack([row_A, tf.clip_by_value(n_drawn_A, 0, length - 1)], axis=-1))
+        drawn_A = next_tokens(logits_AV, draw_A, temperature=temperature, top_k=top_k, top_p=top_p, from_list=from_list)
+        token_A = tf.where(n_drawn_A < 0, given_A, tf.where(ended_A, tf.fill(tf.shape(drawn_A), filler), drawn_A))
+        ended_A = tf.logical_or(ended_A, n_drawn_A >= length - 1)
+        if end_token is not None:
+            ended_A = tf.logical_or(ended_A, tf.logical_and(tf.equal(drawn_A, end_token), n_drawn_A >= 0))
+        return token_A, ended_A
 
     def unfinished(*state):
         state = State(*state)
@@ -181,14 +201,8 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
         state = State(*state)
         logits_AV, read = model.decode(hparams, state.fed_AT, state.cache, multiply)
         n_seen = tf.shape(state.tokens_BS)[1]
-        n_drawn_A = n_seen - tf.gather(length_B, state.row_A)  # below 0 inside a prompt, where the next token is given
-        draw_A = tf.gather_nd(draws, tf.stack([state.row_A, tf.clip_by_value(n_drawn_A, 0, length - 1)], axis=-1))
-        drawn_A = next_tokens(logits_AV, draw_A, temperature=temperature, top_k=top_k, top_p=top_p)
         given_A = tf.gather(context_BC[:, tf.minimum(n_seen, n_context - 1)], state.row_A)
-        token_A = tf.where(n_drawn_A < 0, given_A, tf.where(state.ended_A, tf.fill(tf.shape(drawn_A), filler), drawn_A))
-        ended_A = tf.logical_or(state.ended_A, n_drawn_A >= length - 1)
-        if end_token is not None:
-            ended_A = tf.logical_or(ended_A, tf.logical_and(tf.equal(drawn_A, end_token), n_drawn_A >= 0))
+        token_A, ended_A = choose(logits_AV, n_seen, state.row_A, given_A, state.ended_A, from_list=not kernels.on_gpu())
         token_B = filler + tf.scatter_nd(state.row_A[:, None], token_A - filler, [batch])
         with tf.control_dependencies([] if watch is None else [tf.py_func(watch, [token_B], [])]):
             tokens_BS = tf.concat([state.tokens_BS, token_B[:, None]], axis=1)
@@ -197,6 +211,11 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
         return tf.cond(read.is_due(), lambda: settled(hparams, state, all_stay), lambda: state)
 
     prompt_BT = context_BC if context_lengths is None else context_BC[:, :tf.reduce_min(length_B)]
+    if compiled:
+        n_most = n_total if isinstance(n_total, int) else hparams.n_ctx + 1
+        room_BS = tf.pad(context_BC, [[0, 0], [0, n_most - n_context]])
+        room_BS.set_shape([batch, n_most])
+        return compiled_loop(hparams, prompt_BT, room_BS, n_total, choose)
     start = State(row_A=tf.range(batch), fed_AT=prompt_BT, cache=cache.empty(hparams, batch),
                   ended_A=tf.fill([batch], False), tokens_BS=prompt_BT)
     n_working = known_batch if all_stay else None
@@ -208,6 +227,40 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
         tokens_BS=tf.TensorShape([known_batch, None]))
     end = tf.while_loop(unfinished, step, start, shape_invariants=shapes, back_prop=False)
     return State(*end).tokens_BS
+
+
+def compiled_loop(hparams, prompt_BT, text_BS, n_total, choose):
+    """The loop of sample_sequence as one program of fixed sizes: on a GPU, a step launches 100 kernels, not 1,000 operations.
+
+    prompt_BT: int32 [B, T], what all rows are given.  text_BS: int32, of a known shape: all that rows are given, and room.
+    n_total: number of columns of the longest row.  choose: as there.
+    Returns int32 [B, up to n_total].
+    """
+    batch, n_most = text_BS.shape.as_list()
+    n_prompt = model.size(prompt_BT, 1)
+    with tf.variable_scope('model', reuse=tf.AUTO_REUSE):
+        _, present = model.transform(hparams, prompt_BT, last_alone=True)
+    past = [tf.pad(x_GTK, [[0, 0], [0, n_most - 1 - n_prompt], [0, 0]]) for x_GTK in present]
+    for x_GSK in past:
+        x_GSK.set_shape([batch * hparams.n_head, n_most - 1, hparams.n_embd // hparams.n_head])
+
+    @functools.partial(tf.function, autograph=False, jit_compile=True)
+    def run(n_seen, n_total, text_BS, past):
+        def unfinished(n_seen, ended_B, text_BS, *past):
+            return tf.logical_and(n_seen < n_total, tf.logical_not(tf.reduce_all(ended_B)))
+
+        def step(n_seen, ended_B, text_BS, *past):
+            fed_B = tf.maximum(tf.gather(text_BS, n_seen - 1, axis=1), 0)
+            logits_BV, past = model.decode_in_place(hparams, fed_B, n_seen - 1, past)
+            given_B = tf.gather(text_BS, n_seen, axis=1)
+            token_B, ended_B = choose(logits_BV, n_seen, tf.range(batch), given_B, ended_B, from_list=False)
+            text_BS = xla_dynamic_update_slice(text_BS, token_B[:, None], tf.stack([0, n_seen]))
+            return [n_seen + 1, ended_B, text_BS] + past
+
+        return tf.while_loop(unfinished, step, [n_seen, tf.fill([batch], False), text_BS] + past)[:3]
+
+    n_seen, _, text_BS = run(n_prompt, n_total, text_BS, past)
+    return text_BS[:, :n_seen]
 
 
 def up_to_end(tokens, end_token):
@@ -233,6 +286,17 @@ def rows_of(n, batch_size):
     if 0 < n < batch_size:
         return n
     return batch_size if n % batch_size == 0 else None
+
+
+def pays_to_compile(n, batch_size, length):
+    """Whether batches(n, batch_size) of length tokens are sampled sooner if the loop is compiled first: on a GPU, if they are many."""
+    n_steps = length * -(-n // batch_size) if n else math.inf
+    return n_steps >= COMPILED_STEPS and rows_of(n, batch_size) is not None and can_compile() and kernels.on_gpu()
+
+
+def can_compile():
+    """Whether this TensorFlow can compile the loop: 2.x can."""
+    return xla_dynamic_update_slice is not None
 
 
 def random_draws(seed, sample_numbers, length):
@@ -264,6 +328,16 @@ def check_options(length, temperature, top_k, top_p):
         raise ValueError('temperature is %r; it must be over 0, or 0 for the likeliest token each time' % temperature)
     check_top_k(top_k)
     check_top_p(top_p)
+
+
+def check_compiled(compiled, known_batch, watch):
+    """Raises ValueError if a loop is to be compiled that cannot be."""
+    if compiled and not can_compile():
+        raise ValueError('TensorFlow %s cannot compile the loop; leave out compiled, or take TensorFlow 2.x' % tf.__version__)
+    if compiled and known_batch is None:
+        raise ValueError('compiled needs a context with a known number of rows, such as a placeholder of [8, None]')
+    if compiled and watch is not None:
+        raise ValueError('what is compiled cannot be watched; leave out compiled or watch')
 
 
 def check_top_k(k):

@@ -41,6 +41,7 @@ def _import_tensorflow():
 # Settings that TensorFlow reads once. `make bench` shows their effect.
 os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')  # 2.x uses oneDNN by itself on Intel's processors only
 os.environ.setdefault('TF_CPU_ALLOCATOR_USE_BFC', 'true')  # keeps memory that the C library would return and fetch again
+os.environ.setdefault('TF_FORCE_GPU_ALLOW_GROWTH', 'true')  # 2.x takes all of a GPU's memory as soon as there is a tf.function
 if _quiet:
     os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
     warnings.filterwarnings('ignore', category=FutureWarning, module='tensorflow')  # 1.12 with NumPy 1.17 and later
@@ -59,4 +60,8 @@ try:
     stateless_uniform = tf.random.stateless_uniform
 except AttributeError:  # 1.12 has the operation, but its public name is in tf.contrib, which takes seconds to import
     from tensorflow.python.ops.gen_stateless_random_ops import stateless_random_uniform as stateless_uniform
+try:
+    from tensorflow.compiler.tf2xla.ops.gen_xla_ops import xla_dynamic_update_slice  # has no public name
+except ImportError:  # 1.12
+    xla_dynamic_update_slice = None
 from tensorflow.python.ops import collective_ops  # between the workers of a cluster; on neither floor has it a public name

@@ -14,6 +14,7 @@ import sample
 import tiny
 from tf1 import tf
 
+compiled_or_not = pytest.mark.parametrize('compiled', [False, True] if sample.can_compile() else [False])
 LARGEST_DRAW = 1 - 2.0 ** -53  # the largest float64 below 1
 
 
@@ -303,24 +304,27 @@ def test_a_row_ends_at_the_end_token_and_the_loop_when_all_have(sess):
     assert sess.run(tokens_BS, {context_BT: [[8]]}).tolist() == [[8, 9]]
 
 
+@compiled_or_not
 @pytest.mark.parametrize('end_token, filler', [(None, -1), (5, 5)])
-def test_prompts_of_different_lengths_get_length_tokens_each(sess, end_token, filler):
+def test_prompts_of_different_lengths_get_length_tokens_each(sess, end_token, filler, compiled):
     """What stands behind a shorter prompt is ignored; a row that has its tokens is filled up, with -1 or the end token."""
     hparams, weights = counting_model()
     context = [[7, 7, 7, 7, 7],
                [1, 8, 5, 5, 5],
                [6, 3, 10, 0, 11]]
-    tokens = sampled(sess, hparams, weights, length=3, context=context, context_lengths=[5, 2, 3], end_token=end_token)
+    tokens = sampled(sess, hparams, weights, length=3, context=context, context_lengths=[5, 2, 3], end_token=end_token,
+                     compiled=compiled)
     assert tokens.tolist() == [[7, 7, 7, 7, 7, 8, 9, 10],
                                [1, 8, 9, 10, 11] + [filler] * 3,
                                [6, 3, 10, 11, 0, 1] + [filler] * 2]
 
 
-def test_a_shorter_prompt_may_reach_the_end_token_while_a_longer_one_is_read(sess):
+@compiled_or_not
+def test_a_shorter_prompt_may_reach_the_end_token_while_a_longer_one_is_read(sess, compiled):
     """In the longer one the end token is just read, and so is an 8, after which the network expects it."""
     hparams, weights = counting_model()
     tokens = sampled(sess, hparams, weights, length=9, context=[[2, 2, 9, 8, 8, 2], [7, 8, 0, 0, 0, 0]],
-                     context_lengths=[6, 2], end_token=9)
+                     context_lengths=[6, 2], end_token=9, compiled=compiled)
     assert tokens.tolist() == [[2, 2, 9, 8, 8, 2, 3, 4, 5, 6, 7, 8, 9], [7, 8] + [9] * 11]
 
 
@@ -426,10 +430,9 @@ def test_each_column_is_seen_as_soon_as_there_is_one(sess):
     assert [column.tolist() for column in seen] == tokens[:, 1:].T.tolist() == [[6, 8, 9], [7, 9, 9], [8, 9, 9], [9, 9, 9]]
 
 
-@pytest.mark.parametrize('gpu', [False, True])
-def test_ties_with_the_kth_are_drawn_from_the_whole_vocabulary(sess, monkeypatch, gpu):
+@pytest.mark.parametrize('from_list', [True, False])
+def test_ties_with_the_kth_are_drawn_from_the_whole_vocabulary(sess, from_list):
     """Between 1 and 30 tokens of 40 tie with the third, before scaling or only after it: 1e-8 apart, they are equal beside 100."""
-    monkeypatch.setattr(kernels, 'on_gpu', lambda: gpu)
     rows = np.zeros([3, 40], np.float32) - 1
     rows[0, [7, 30]] = 2, 1
     rows[0, 1::2] = np.maximum(rows[0, 1::2], 0)
@@ -439,7 +442,8 @@ def test_ties_with_the_kth_are_drawn_from_the_whole_vocabulary(sess, monkeypatch
     assert len(set(rows[2])) == 11 and len(set(rows[2] - 100)) == 3
     draw_B = tf.placeholder(tf.float64, [None])
     for some, temperature in itertools.product((rows, rows[2:]), (1, 1e3)):  # the third alone: no row of its batch ties before
-        token_B = sample.next_tokens(tf.constant(some), draw_B, temperature=temperature, top_k=3, top_p=1)
+        token_B = sample.next_tokens(tf.constant(some), draw_B, temperature=temperature, top_k=3, top_p=1,
+                                      from_list=from_list)
         for draw in even_grid(37):
             scaled = (some - some.max(axis=1, keepdims=True)) / np.float32(temperature)
             expected = [plain_next(row, draw, top_k=3) for row in scaled]
@@ -448,9 +452,7 @@ def test_ties_with_the_kth_are_drawn_from_the_whole_vocabulary(sess, monkeypatch
 
 @pytest.mark.parametrize('top_k', [1, 5, 39, 40, 10 ** 6])
 @pytest.mark.parametrize('top_p', [1, 0.6])
-@pytest.mark.parametrize('gpu', [False, True])
-def test_drawing_from_k_tokens_is_drawing_from_all_with_the_rest_removed(sess, monkeypatch, gpu, top_k, top_p):
-    monkeypatch.setattr(kernels, 'on_gpu', lambda: gpu)
+def test_drawing_from_k_tokens_is_drawing_from_all_with_the_rest_removed(sess, top_k, top_p):
     rows, draws = random_rows(), np.random.RandomState(0).random_sample(200)
     token_B = sample.next_tokens(tf.constant(rows), tf.constant(draws), temperature=0.7, top_k=top_k, top_p=top_p)
     scaled = tf.constant((rows - rows.max(axis=1, keepdims=True)) / np.float32(0.7))
@@ -458,15 +460,16 @@ def test_drawing_from_k_tokens_is_drawing_from_all_with_the_rest_removed(sess, m
     assert np.array_equal(*sess.run([token_B, plain_B]))
 
 
-@pytest.mark.parametrize('top_k, top_p', [(0, 1), (5, 1), (0, 0.6)])
-def test_with_a_gpu_nothing_waits_for_the_cpu_to_choose_a_token(sess, monkeypatch, top_k, top_p):
-    """What tf.cond does is decided on the CPU, and TensorFlow adds up int32 there."""
-    monkeypatch.setattr(kernels, 'on_gpu', lambda: True)
-    logits_BV, draw_B = tf.placeholder(tf.float32, [None, 40]), tf.placeholder(tf.float64, [None])
-    sample.next_tokens(logits_BV, draw_B, temperature=0.7, top_k=top_k, top_p=top_p)
+@pytest.mark.parametrize('gpu', [True, False])
+def test_with_a_gpu_nothing_waits_for_the_cpu_to_choose_a_token(sess, monkeypatch, gpu):
+    """What tf.cond does is decided on the CPU, as whether a list would do, and TensorFlow adds up int32 there."""
+    monkeypatch.setattr(kernels, 'on_gpu', lambda: gpu)
+    sample.sample_sequence(hparams=tiny.hparams(), length=3, context=[[1]], top_k=5, top_p=0.9)
     operations = sess.graph.get_operations()
-    assert not {'Switch', 'If', 'StatelessIf'} & {operation.type for operation in operations}
-    assert {operation.inputs[0].dtype for operation in operations if operation.type == 'Sum'} == {tf.float32}
+    decided_by = {operation.inputs[1].op.inputs[0].op.type for operation in operations if operation.type == 'Switch'
+                  and operation.inputs[1].op.type == 'Identity'}
+    assert ('Any' in decided_by) == (not gpu)
+    assert tf.int32 not in {operation.inputs[0].dtype for operation in operations if operation.type == 'Sum'}
 
 
 @pytest.mark.parametrize('tokens, expected', [([], []), ([1, 2], [1, 2]), ([9], []), ([1, 9, 2, 9], [1])])
@@ -494,24 +497,25 @@ def test_without_draws_every_row_and_run_differs(sess):
 
 # ---- against the sampler that computes everything anew
 
+@compiled_or_not
 @pytest.mark.parametrize('options', [
     dict(), dict(temperature=0), dict(temperature=0.7, top_k=6, top_p=0.8)], ids=str)
-def test_a_batch_equals_each_prompt_alone_computed_anew(sess, options):
+def test_a_batch_equals_each_prompt_alone_computed_anew(sess, options, compiled):
     """Three prompts of different lengths, in one batch and one by one, and plain_sample: the same tokens for the same draws."""
     hparams, weights = random_model(n_layer=3)
     prompts = [[3, 1, 4, 1, 5, 9, 2], [6], [5, 3, 5]]
     draws = sample.random_draws(1, range(3), 20)
-    context_BT, lengths_B, draws_BT = (
-        tf.placeholder(tf.int32, [None, None]), tf.placeholder(tf.int32, [None]), tf.placeholder(tf.float64, [None, 20]))
-    tokens_BS = sample.sample_sequence(hparams=hparams, length=20, context=context_BT, context_lengths=lengths_B,
-                                       draws=draws_BT, **options)
+    lengths_B, draws_BT = tf.placeholder(tf.int32, [None]), tf.placeholder(tf.float64, [None, 20])
+    contexts = [tf.placeholder(tf.int32, [n if compiled else None, None]) for n in (3, 1)]
+    of_three, of_one = [sample.sample_sequence(hparams=hparams, length=20, context=context_BT, context_lengths=lengths_B,
+                                               draws=draws_BT, compiled=compiled, **options) for context_BT in contexts]
     plain_sample = plain_sampler(sess, hparams, weights)
     expected = [plain_sample(prompt, row, **options) for prompt, row in zip(prompts, draws)]
-    together = sess.run(tokens_BS, {context_BT: [prompt + [7] * (7 - len(prompt)) for prompt in prompts],
-                                    lengths_B: [len(prompt) for prompt in prompts], draws_BT: draws})
+    together = sess.run(of_three, {contexts[0]: [prompt + [7] * (7 - len(prompt)) for prompt in prompts],
+                                   lengths_B: [len(prompt) for prompt in prompts], draws_BT: draws})
     assert together.shape == (3, 27)
     for row, prompt in enumerate(prompts):
-        alone = sess.run(tokens_BS, {context_BT: [prompt], lengths_B: [len(prompt)], draws_BT: draws[row:row + 1]})
+        alone = sess.run(of_one, {contexts[1]: [prompt], lengths_B: [len(prompt)], draws_BT: draws[row:row + 1]})
         assert alone[0].tolist() == expected[row]
         assert together[row].tolist() == expected[row] + [-1] * (27 - len(expected[row]))
 
@@ -625,6 +629,36 @@ def test_lengths_of_prompts_that_are_fed_are_refused_when_the_graph_runs(sess, l
     assert sess.run(tokens_BS, {lengths_B: [1, 3]}).tolist() == [[1, 2, 3, -1, -1], [4, 5, 6, 7, 8]]
     with pytest.raises(tf.errors.InvalidArgumentError, match='context_lengths must be 1 to the width of context'):
         sess.run(tokens_BS, {lengths_B: lengths})
+
+
+@pytest.mark.parametrize('n, batch_size, length, pays', [
+    (0, 1, 1, True), (1, 1, 2000, True), (1, 1, 1999, False), (8, 4, 1000, True), (8, 4, 999, False),
+    (3, 8, 2000, True), (9, 8, 2000, False)], ids=str)  # the last batch of nine has another size
+def test_what_is_compiled_takes_2000_steps_on_a_gpu(monkeypatch, n, batch_size, length, pays):
+    monkeypatch.setattr(kernels, 'on_gpu', lambda: True)
+    assert sample.pays_to_compile(n, batch_size, length) == (pays and not tf.__version__.startswith('1.'))
+    monkeypatch.setattr(kernels, 'on_gpu', lambda: False)
+    assert not sample.pays_to_compile(n, batch_size, length)
+
+
+@pytest.mark.skipif(not sample.can_compile(), reason='TensorFlow 1.x does not compile the loop')
+def test_a_compiled_loop_is_one_operation_and_the_prompt_is_read_before(sess):
+    """Nothing of it is left to run for each token, which is what compiling is for."""
+    sample.sample_sequence(hparams=tiny.hparams(), length=9, context=tf.placeholder(tf.int32, [2, None]), compiled=True)
+    operations = sess.graph.get_operations()
+    run, = [operation for operation in operations if '_XlaMustCompile' in operation.node_def.attr]
+    assert run.node_def.attr['_XlaMustCompile'].b
+    assert not {'While', 'StatelessWhile', 'Enter'} & {operation.type for operation in operations}
+    reading = [operation for operation in operations if operation.type in ('MatMul', 'BatchMatMulV2', 'BatchMatMulV3')]
+    assert reading and not any(run in operation.control_inputs for operation in reading)
+
+
+@pytest.mark.parametrize('n_rows, watch, said', [(None, None, 'known number of rows'), (1, print, 'cannot be watched')])
+def test_what_cannot_be_compiled_is_refused(n_rows, watch, said):
+    said = said if sample.can_compile() else 'TensorFlow 1.* cannot compile the loop'
+    with tf.Graph().as_default(), pytest.raises(ValueError, match=said):
+        context_BC = tf.placeholder(tf.int32, [n_rows, 1])
+        sample.sample_sequence(hparams=tiny.hparams(), length=3, context=context_BC, watch=watch, compiled=True)
 
 
 @pytest.mark.parametrize('options, said', [

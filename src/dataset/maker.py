@@ -61,11 +61,12 @@ class Maker(object):
         context = tf.placeholder(tf.int32, [n, 1 if from_nothing else None])
         lengths = None if from_nothing else tf.placeholder(tf.int32, [n])
         draws = tf.placeholder(tf.float64, [n, None])
+        compiled = n == settings['batch_size'] and sample.pays_to_compile(settings['rows'] // n * n, n, settings['length'])
         with checkpoint.precision(settings['precision']):
             return Graph(context, lengths, draws, sample.sample_sequence(
                 hparams=self.hparams, length=settings['length'], context=context, context_lengths=lengths, draws=draws,
                 temperature=settings['temperature'], top_k=settings['top_k'], top_p=settings['top_p'],
-                end_token=self.end_token))
+                end_token=self.end_token, compiled=compiled))
 
     def make_batch(self, batch):
         """{id: what stands in a row's line} of some Rows that are sampled together."""
