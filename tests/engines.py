@@ -49,12 +49,12 @@ class Engine(object):
 
 
 class Ours(Engine):
-    """As generate_unconditional_samples.py does it, and evaluate.py."""
+    """As generate_unconditional_samples.py does it, and evaluate.py. On a GPU also with the loop compiled (-compiled)."""
 
     name = 'ours'
     packages = [('tensorflow', 'tensorflow')]
     precisions = ('float32', 'int8')
-    gpu_precisions = ('float32', 'tf32')
+    gpu_precisions = ('float32', 'float32-compiled', 'tf32', 'tf32-compiled')
     converts = False
     scores = True
 
@@ -70,7 +70,7 @@ class Ours(Engine):
         import checkpoint
         is_first = not self.graphs
         if is_first:
-            self.opened.enter_context(checkpoint.precision('float32' if self.precision == 'tf32' else self.precision))
+            self.opened.enter_context(checkpoint.precision('int8' if self.precision == 'int8' else 'float32'))
             self.sess = self.opened.enter_context(checkpoint.session(sampling=sampling))
         if key not in self.graphs:
             self.graphs[key] = build()
@@ -85,7 +85,7 @@ class Ours(Engine):
         def build():
             context, draws = tf.placeholder(tf.int32, tokens_BT.shape), tf.placeholder(tf.float64, [None, length])
             return context, draws, sample.sample_sequence(hparams=self.hparams, length=length, context=context, draws=draws,
-                                                          top_k=top_k)
+                                                          top_k=top_k, compiled=self.precision.endswith('-compiled'))
 
         context, draws, output = self.graph((tokens_BT.shape, length, top_k), build, sampling=True)
         fed = {context: tokens_BT, draws: sample.random_draws(None, range(len(tokens_BT)), length)}
