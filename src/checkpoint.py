@@ -162,6 +162,7 @@ def session(sampling=False, target='', config=None):
 
     sampling: whether it is for sampling. TensorFlow then does not optimize the graph first, which takes half a second and
         makes sampling no faster, and the parts of the work (kernels.n_parts) run at the same time, on equal parts of the cores.
+        On a GPU, products are then of float32 in full, from here on: TensorFloat-32 would not make sampling faster either.
     target: of a tf.train.Server, which runs it; '' is this process alone.  config: None is session_config().
     """
     from tf1 import tf
@@ -170,6 +171,8 @@ def session(sampling=False, target='', config=None):
     config = config or session_config()
     if sampling:
         config.graph_options.rewrite_options.disable_meta_optimizer = True
+        if hasattr(tf, 'disable_v2_behavior'):  # 1.x has no TensorFloat-32
+            tf.config.experimental.enable_tensor_float_32_execution(False)
         n = kernels.n_parts()
         if not kernels.on_gpu():
             config.inter_op_parallelism_threads, config.intra_op_parallelism_threads = n, process.n_cores() // n

@@ -291,7 +291,8 @@ def rows_of(n, batch_size):
 def pays_to_compile(n, batch_size, length):
     """Whether batches(n, batch_size) of length tokens are sampled sooner if the loop is compiled first: on a GPU, if they are many."""
     n_steps = length * -(-n // batch_size) if n else math.inf
-    return n_steps >= COMPILED_STEPS and rows_of(n, batch_size) is not None and can_compile() and kernels.on_gpu()
+    return (n_steps >= COMPILED_STEPS and rows_of(n, batch_size) is not None and can_compile() and kernels.on_gpu()
+            and kernels.xla_works())
 
 
 def can_compile():

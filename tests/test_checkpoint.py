@@ -497,6 +497,18 @@ def test_the_parts_of_the_work_get_equal_parts_of_the_cores(monkeypatch, gpu, n_
             assert configs[-1].allow_soft_placement and configs[-1].gpu_options.allow_growth
 
 
+@pytest.mark.skipif(tf.__version__.startswith('1.'), reason='TensorFlow 1.x has no TensorFloat-32')
+def test_samples_are_computed_in_full_float32():
+    """A setting of the process, which XLA reads when it compiles. What else a process computes keeps TensorFlow's own."""
+    enabled = tf.config.experimental.tensor_float_32_execution_enabled
+    tf.config.experimental.enable_tensor_float_32_execution(True)
+    with checkpoint.session():
+        assert enabled()
+    with checkpoint.session(sampling=True):
+        assert not enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(True)
+
+
 def test_a_session_that_is_left_by_ctrl_c_does_not_wait_for_its_step():
     """TensorFlow 1.12 would: a user would wait for a whole batch of samples."""
     may_end, began, ended = threading.Event(), threading.Event(), threading.Event()

@@ -167,8 +167,9 @@ def test_variables_and_all_that_computes_with_them_are_on_the_gpu(gpu, graph):
     print('%s: %d operations, on the CPU: %s' % (graph, len(nodes), dict(collections.Counter(node[0] for node in there))))
     copied = [name for operation, name, _, _ in nodes if operation in ('_Send', '_HostSend')]
     print('%s: copied between GPU and CPU: %s' % (graph, ', '.join(sorted(copied))))
-    passive = ('Const', 'Enter', 'Identity', 'Placeholder', '_Arg', '_Retval', '_Send', '_Recv', '_HostSend', '_HostRecv')
-    assert [node for node in there if node[3] & {'float32', 'float64'} and node[0] not in passive] == []
+    passive = ('Const', 'Identity', 'Placeholder', '_Arg', '_Retval', '_Send', '_Recv', '_HostSend', '_HostRecv')
+    assert [node for node in there if node[3] & {'float32', 'float64'} and node[0] not in passive
+            and '/Assert/' not in node[1]] == []  # TensorFlow's own checks of its arguments have what they would print
 
 
 # Results

@@ -637,8 +637,9 @@ def test_lengths_of_prompts_that_are_fed_are_refused_when_the_graph_runs(sess, l
 def test_what_is_compiled_takes_2000_steps_on_a_gpu(monkeypatch, n, batch_size, length, pays):
     monkeypatch.setattr(kernels, 'on_gpu', lambda: True)
     assert sample.pays_to_compile(n, batch_size, length) == (pays and not tf.__version__.startswith('1.'))
-    monkeypatch.setattr(kernels, 'on_gpu', lambda: False)
-    assert not sample.pays_to_compile(n, batch_size, length)
+    for name in ('xla_works', 'on_gpu'):
+        monkeypatch.setattr(kernels, name, lambda: False)
+        assert not sample.pays_to_compile(n, batch_size, length)
 
 
 @pytest.mark.skipif(not sample.can_compile(), reason='TensorFlow 1.x does not compile the loop')
