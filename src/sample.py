@@ -173,7 +173,7 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
     if length == 0:
         return context_BC
     known_batch = context_BC.shape.as_list()[0]
-    check_compiled(compiled, known_batch, watch)
+    check_compiled(compiled, known_batch, watch, top_k)
     batch, n_context = model.sizes(context_BC)
     n_total = n_context + length
     length_B = tf.fill([batch], n_context) if context_lengths is None else check_lengths(context_lengths, n_context)
@@ -193,6 +193,10 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
             ended_A = tf.logical_or(ended_A, tf.logical_and(tf.equal(drawn_A, end_token), n_drawn_A >= 0))
         return token_A, ended_A
 
+    prompt_BT = context_BC if context_lengths is None else context_BC[:, :tf.reduce_min(length_B)]
+    if compiled:
+        return compiled_loop(hparams, prompt_BT, context_BC, n_total, choose)
+
     def unfinished(*state):
         state = State(*state)
         return tf.logical_and(tf.shape(state.tokens_BS)[1] < n_total, tf.logical_not(tf.reduce_all(state.ended_A)))
@@ -210,12 +214,6 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
         state = State(state.row_A, fed_AT, read, ended_A, tokens_BS)
         return tf.cond(read.is_due(), lambda: settled(hparams, state, all_stay), lambda: state)
 
-    prompt_BT = context_BC if context_lengths is None else context_BC[:, :tf.reduce_min(length_B)]
-    if compiled:
-        n_most = n_total if isinstance(n_total, int) else hparams.n_ctx + 1
-        room_BS = tf.pad(context_BC, [[0, 0], [0, n_most - n_context]])
-        room_BS.set_shape([batch, n_most])
-        return compiled_loop(hparams, prompt_BT, room_BS, n_total, choose)
     start = State(row_A=tf.range(batch), fed_AT=prompt_BT, cache=cache.empty(hparams, batch),
                   ended_A=tf.fill([batch], False), tokens_BS=prompt_BT)
     n_working = known_batch if all_stay else None
@@ -229,18 +227,20 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
     return State(*end).tokens_BS
 
 
-def compiled_loop(hparams, prompt_BT, text_BS, n_total, choose):
+def compiled_loop(hparams, prompt_BT, context_BC, n_total, choose):
     """The loop of sample_sequence as one program of fixed sizes: on a GPU, a step launches 100 kernels, not 1,000 operations.
 
-    prompt_BT: int32 [B, T], what all rows are given.  text_BS: int32, of a known shape: all that rows are given, and room.
+    prompt_BT: int32 [B, T], what all rows are given.  context_BC: int32, all that they are given.
     n_total: number of columns of the longest row.  choose: as there.
     Returns int32 [B, up to n_total].
     """
-    batch, n_most = text_BS.shape.as_list()
-    n_prompt = model.size(prompt_BT, 1)
+    batch, n_prompt = context_BC.shape.as_list()[0], model.size(prompt_BT, 1)
+    n_most = n_total if isinstance(n_total, int) else hparams.n_ctx + 1
+    text_BS = tf.pad(context_BC, [[0, 0], [0, n_most - model.size(context_BC, 1)]])
+    text_BS.set_shape([batch, n_most])
     with tf.variable_scope('model', reuse=tf.AUTO_REUSE):
         _, present = model.transform(hparams, prompt_BT, last_alone=True)
-    past = [tf.pad(x_GTK, [[0, 0], [0, n_most - 1 - n_prompt], [0, 0]]) for x_GTK in present]
+    past = [tf.pad(x_GTK, [[0, 0], [0, n_most - 1 - n_prompt], [0, 0]]) for x_GTK in present]  # the last token is never fed
     for x_GSK in past:
         x_GSK.set_shape([batch * hparams.n_head, n_most - 1, hparams.n_embd // hparams.n_head])
 
@@ -331,7 +331,7 @@ def check_options(length, temperature, top_k, top_p):
     check_top_p(top_p)
 
 
-def check_compiled(compiled, known_batch, watch):
+def check_compiled(compiled, known_batch, watch, top_k):
     """Raises ValueError if a loop is to be compiled that cannot be."""
     if compiled and not can_compile():
         raise ValueError('TensorFlow %s cannot compile the loop; leave out compiled, or take TensorFlow 2.x' % tf.__version__)
@@ -339,6 +339,8 @@ def check_compiled(compiled, known_batch, watch):
         raise ValueError('compiled needs a context with a known number of rows, such as a placeholder of [8, None]')
     if compiled and watch is not None:
         raise ValueError('what is compiled cannot be watched; leave out compiled or watch')
+    if compiled and isinstance(top_k, tf.Tensor):
+        raise ValueError('compiled needs top_k as a number; what is sorted has a fixed size')
 
 
 def check_top_k(k):

@@ -654,12 +654,14 @@ def test_a_compiled_loop_is_one_operation_and_the_prompt_is_read_before(sess):
     assert reading and not any(run in operation.control_inputs for operation in reading)
 
 
-@pytest.mark.parametrize('n_rows, watch, said', [(None, None, 'known number of rows'), (1, print, 'cannot be watched')])
-def test_what_cannot_be_compiled_is_refused(n_rows, watch, said):
+@pytest.mark.parametrize('n_rows, options, said', [
+    (None, dict, 'known number of rows'), (1, lambda: dict(watch=print), 'cannot be watched'),
+    (1, lambda: dict(top_k=tf.constant(3)), 'top_k as a number')], ids=['rows', 'watch', 'top_k'])
+def test_what_cannot_be_compiled_is_refused(n_rows, options, said):
     said = said if sample.can_compile() else 'TensorFlow 1.* cannot compile the loop'
     with tf.Graph().as_default(), pytest.raises(ValueError, match=said):
         context_BC = tf.placeholder(tf.int32, [n_rows, 1])
-        sample.sample_sequence(hparams=tiny.hparams(), length=3, context=context_BC, watch=watch, compiled=True)
+        sample.sample_sequence(hparams=tiny.hparams(), length=3, context=context_BC, compiled=True, **options())
 
 
 @pytest.mark.parametrize('options, said', [
