@@ -7,7 +7,6 @@ on one core. All ways to multiply give the same result but for rounding. `make b
 
 R rows  N, M any width; other letters are those of model.py
 """
-import functools
 import math
 import os
 import platform
@@ -225,14 +224,3 @@ def on_onednn():
 def on_gpu():
     """Whether TensorFlow uses a GPU. 1.x would take all of its memory to find out: there, whether it was built to use one."""
     return tf.test.is_built_with_cuda() if tf.__version__.startswith('1.') else bool(tf.config.list_physical_devices('GPU'))
-
-
-@functools.lru_cache(maxsize=None)  # once
-def xla_works():
-    """Whether XLA compiles for the devices here. For a GPU it needs more of CUDA than each installation has, such as libdevice."""
-    with tf.Graph().as_default(), tf.Session() as sess:
-        compiled = tf.function(tf.exp, autograph=False, jit_compile=True)
-        try:
-            return bool(sess.run(compiled(tf.constant(0, tf.float64))) == 1)
-        except tf.errors.OpError:
-            return False

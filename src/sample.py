@@ -1,6 +1,5 @@
 """Logits to token ids: the filters, the draw, and the loop that feeds each token back. Shapes as in model.py."""
 from collections import namedtuple
-import functools
 import itertools
 import math
 import numbers
@@ -11,7 +10,8 @@ import numpy as np
 import cache
 import kernels
 import model
-from tf1 import tf, xla_dynamic_update_slice
+from tf1 import tf
+import xla
 
 REMOVED = -1e10  # the logit of a token that a filter took out
 NO_TOKEN = -1  # follows the end of a row when there is no end token
@@ -195,7 +195,7 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
 
     prompt_BT = context_BC if context_lengths is None else context_BC[:, :tf.reduce_min(length_B)]
     if compiled:
-        return compiled_loop(hparams, prompt_BT, context_BC, n_total, choose)
+        return xla.decoding_loop(hparams, prompt_BT, context_BC, n_total, choose)
 
     def unfinished(*state):
         state = State(*state)
@@ -227,42 +227,6 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
     return State(*end).tokens_BS
 
 
-def compiled_loop(hparams, prompt_BT, context_BC, n_total, choose):
-    """The loop of sample_sequence as one program of fixed sizes: on a GPU, a step launches 100 kernels, not 1,000 operations.
-
-    prompt_BT: int32 [B, T], what all rows are given.  context_BC: int32, all that they are given.
-    n_total: number of columns of the longest row.  choose: as there.
-    Returns int32 [B, up to n_total].
-    """
-    batch, n_prompt = context_BC.shape.as_list()[0], model.size(prompt_BT, 1)
-    n_most = n_total if isinstance(n_total, int) else hparams.n_ctx + 1
-    text_BS = tf.pad(context_BC, [[0, 0], [0, n_most - model.size(context_BC, 1)]])
-    text_BS.set_shape([batch, n_most])
-    with tf.variable_scope('model', reuse=tf.AUTO_REUSE):
-        _, present = model.transform(hparams, prompt_BT, last_alone=True)
-    past = [tf.pad(x_GTK, [[0, 0], [0, n_most - 1 - n_prompt], [0, 0]]) for x_GTK in present]  # the last token is never fed
-    for x_GSK in past:
-        x_GSK.set_shape([batch * hparams.n_head, n_most - 1, hparams.n_embd // hparams.n_head])
-
-    @functools.partial(tf.function, autograph=False, jit_compile=True)
-    def run(n_seen, n_total, text_BS, past):
-        def unfinished(n_seen, ended_B, text_BS, *past):
-            return tf.logical_and(n_seen < n_total, tf.logical_not(tf.reduce_all(ended_B)))
-
-        def step(n_seen, ended_B, text_BS, *past):
-            fed_B = tf.maximum(tf.gather(text_BS, n_seen - 1, axis=1), 0)
-            logits_BV, past = model.decode_in_place(hparams, fed_B, n_seen - 1, past)
-            given_B = tf.gather(text_BS, n_seen, axis=1)
-            token_B, ended_B = choose(logits_BV, n_seen, tf.range(batch), given_B, ended_B, from_list=False)
-            text_BS = xla_dynamic_update_slice(text_BS, token_B[:, None], tf.stack([0, n_seen]))
-            return [n_seen + 1, ended_B, text_BS] + past
-
-        return tf.while_loop(unfinished, step, [n_seen, tf.fill([batch], False), text_BS] + past)[:3]
-
-    n_seen, _, text_BS = run(n_prompt, n_total, text_BS, past)
-    return text_BS[:, :n_seen]
-
-
 def up_to_end(tokens, end_token):
     """The tokens before the first end_token, or all if there is none. end_token None is in no text."""
     return list(itertools.takewhile(lambda token: token != end_token, tokens))
@@ -291,13 +255,7 @@ def rows_of(n, batch_size):
 def pays_to_compile(n, batch_size, length):
     """Whether batches(n, batch_size) of length tokens are sampled sooner if the loop is compiled first: on a GPU, if they are many."""
     n_steps = length * -(-n // batch_size) if n else math.inf
-    return (n_steps >= COMPILED_STEPS and rows_of(n, batch_size) is not None and can_compile() and kernels.on_gpu()
-            and kernels.xla_works())
-
-
-def can_compile():
-    """Whether this TensorFlow can compile the loop: 2.x can."""
-    return xla_dynamic_update_slice is not None
+    return n_steps >= COMPILED_STEPS and rows_of(n, batch_size) is not None and kernels.on_gpu() and xla.works()
 
 
 def random_draws(seed, sample_numbers, length):
@@ -333,7 +291,7 @@ def check_options(length, temperature, top_k, top_p):
 
 def check_compiled(compiled, known_batch, watch, top_k):
     """Raises ValueError if a loop is to be compiled that cannot be."""
-    if compiled and not can_compile():
+    if compiled and not xla.is_known():
         raise ValueError('TensorFlow %s cannot compile the loop; leave out compiled, or take TensorFlow 2.x' % tf.__version__)
     if compiled and known_batch is None:
         raise ValueError('compiled needs a context with a known number of rows, such as a placeholder of [8, None]')

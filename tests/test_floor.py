@@ -42,7 +42,7 @@ MODULES = {
     'model': ['kernels', 'tf1'],
     'process': [],
     'releases': [],
-    'sample': ['cache', 'kernels', 'model', 'tf1'],
+    'sample': ['cache', 'kernels', 'model', 'tf1', 'xla'],
     'tensor_bundle': [],
     'tf1': [],
     'training': [],
@@ -53,6 +53,7 @@ MODULES = {
     'training.run': ['checkpoint', 'corpus', 'files', 'sample', 'tf1', 'training.cluster', 'training.graph',
                      'training.record', 'training.run_folder'],
     'training.run_folder': ['checkpoint', 'corpus', 'encoder', 'files', 'model', 'releases'],
+    'xla': ['model', 'tf1'],
 }
 every_source = pytest.mark.parametrize('path', SOURCES, ids=lambda path: os.path.relpath(path, ROOT))
 

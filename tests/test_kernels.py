@@ -60,22 +60,6 @@ def test_onednn_that_is_switched_off_does_not_multiply(monkeypatch, setting, on)
     assert not kernels.on_onednn()
 
 
-@pytest.mark.skipif(tf.__version__.startswith('1.'), reason='TensorFlow 1.x has no tf.function')
-def test_xla_that_compiles_nothing_is_noticed(monkeypatch):
-    """As where CUDA's libdevice is missing."""
-    kernels.xla_works.cache_clear()
-    assert kernels.xla_works()
-    kernels.xla_works.cache_clear()
-
-    def run(*_):
-        raise tf.errors.InternalError(None, None, 'libdevice not found at ./libdevice.10.bc')
-
-    with monkeypatch.context() as patched:
-        patched.setattr(tf.Session, 'run', run)
-        assert not kernels.xla_works()
-    kernels.xla_works.cache_clear()
-
-
 on_onednn = pytest.mark.skipif(tf.__version__.startswith('1.'), reason='TensorFlow 1.x has no oneDNN')
 
 

@@ -13,8 +13,9 @@ import reference
 import sample
 import tiny
 from tf1 import tf
+import xla
 
-compiled_or_not = pytest.mark.parametrize('compiled', [False, True] if sample.can_compile() else [False])
+compiled_or_not = pytest.mark.parametrize('compiled', [False, True] if xla.is_known() else [False])
 LARGEST_DRAW = 1 - 2.0 ** -53  # the largest float64 below 1
 
 
@@ -637,12 +638,13 @@ def test_lengths_of_prompts_that_are_fed_are_refused_when_the_graph_runs(sess, l
 def test_what_is_compiled_takes_2000_steps_on_a_gpu(monkeypatch, n, batch_size, length, pays):
     monkeypatch.setattr(kernels, 'on_gpu', lambda: True)
     assert sample.pays_to_compile(n, batch_size, length) == (pays and not tf.__version__.startswith('1.'))
-    for name in ('xla_works', 'on_gpu'):
-        monkeypatch.setattr(kernels, name, lambda: False)
-        assert not sample.pays_to_compile(n, batch_size, length)
+    for module, name in ((xla, 'works'), (kernels, 'on_gpu')):
+        with monkeypatch.context() as patched:
+            patched.setattr(module, name, lambda: False)
+            assert not sample.pays_to_compile(n, batch_size, length)
 
 
-@pytest.mark.skipif(not sample.can_compile(), reason='TensorFlow 1.x does not compile the loop')
+@pytest.mark.skipif(not xla.is_known(), reason='TensorFlow 1.x does not compile the loop')
 def test_a_compiled_loop_is_one_operation_and_the_prompt_is_read_before(sess):
     """Nothing of it is left to run for each token, which is what compiling is for."""
     sample.sample_sequence(hparams=tiny.hparams(), length=9, context=tf.placeholder(tf.int32, [2, None]), compiled=True)
@@ -658,7 +660,7 @@ def test_a_compiled_loop_is_one_operation_and_the_prompt_is_read_before(sess):
     (None, dict, 'known number of rows'), (1, lambda: dict(watch=print), 'cannot be watched'),
     (1, lambda: dict(top_k=tf.constant(3)), 'top_k as a number')], ids=['rows', 'watch', 'top_k'])
 def test_what_cannot_be_compiled_is_refused(n_rows, options, said):
-    said = said if sample.can_compile() else 'TensorFlow 1.* cannot compile the loop'
+    said = said if xla.is_known() else 'TensorFlow 1.* cannot compile the loop'
     with tf.Graph().as_default(), pytest.raises(ValueError, match=said):
         context_BC = tf.placeholder(tf.int32, [n_rows, 1])
         sample.sample_sequence(hparams=tiny.hparams(), length=3, context=context_BC, compiled=True, **options())
