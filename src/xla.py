@@ -51,7 +51,7 @@ def decoding_loop(hparams, prompt_BT, context_BC, n_total, choose):
             return tf.logical_and(n_seen < n_total, tf.logical_not(tf.reduce_all(ended_B)))
 
         def step(n_seen, ended_B, text_BS, *past):
-            fed_B = tf.maximum(tf.gather(text_BS, n_seen - 1, axis=1), 0)
+            fed_B = tf.gather(text_BS, n_seen - 1, axis=1)  # for NO_TOKEN, XLA takes the first row; nobody reads what follows
             logits_BV, past = model.decode_in_place(hparams, fed_B, n_seen - 1, past)
             given_B = tf.gather(text_BS, n_seen, axis=1)
             token_B, ended_B = choose(logits_BV, n_seen, tf.range(batch), given_B, ended_B, from_list=False)

@@ -21,6 +21,8 @@ import pytest
 import encoder
 import files
 import generate_dataset
+import sample
+import xla
 from conftest import ROOT
 from dataset import on_ray, plan, store
 from dataset.maker import zipped
@@ -244,6 +246,18 @@ def test_other_settings_are_refused_and_named(make, tmp_path):
     with pytest.raises(ValueError, match='rows was 10 and is 11'):
         make(nsamples=11)
     assert bytes_in(tmp_path / 'rows') == before
+
+
+@pytest.mark.skipif(not xla.is_known(), reason='TensorFlow 1.x does not compile the loop')
+def test_rows_are_the_same_where_it_pays_to_compile(make, tmp_path, monkeypatch):
+    """Only for whole batches, here of four: the last of six rows are not worth another program."""
+    prompts = write(tmp_path / 'prompts.txt', 'a\nbcd\nef\nghij\nklm\nn\n')
+    asked, made, decoding_loop = [], [], xla.decoding_loop
+    monkeypatch.setattr(xla, 'decoding_loop', lambda *given: made.append(given[2].shape.as_list()[0]) or decoding_loop(*given))
+    plain = make('plain', prompts=prompts)
+    monkeypatch.setattr(sample, 'pays_to_compile', lambda *numbers: asked.append(numbers) or True)
+    assert not made and make('compiled', prompts=prompts) == plain
+    assert made == [4] and asked == [(4, 4, 6)]
 
 
 def test_another_machine_goes_on_with_the_cores_of_the_first(make, tmp_path, monkeypatch, capsys):

@@ -598,11 +598,15 @@ def test_draws_depend_on_the_seed_and_a_samples_number_or_numbers():
 
 # ---- what is refused
 
-def test_the_context_holds_all_but_the_last_token(sess):
+@compiled_or_not
+def test_the_context_holds_all_but_the_last_token(sess, compiled):
     """n_ctx + 1 tokens are sampled as plain_sample does; a prompt or a length that is one longer is refused."""
     hparams, weights = random_model(n_ctx=8)
     draws = sample.random_draws(0, [0], 6)
-    tokens = sampled(sess, hparams, weights, length=6, context=[[1, 2, 3]], draws=draws)
+    context_BC = tf.placeholder(tf.int32, [1, None])
+    tokens_BS = sample.sample_sequence(hparams=hparams, length=6, context=context_BC, draws=draws, compiled=compiled)
+    tiny.assign(sess, weights)
+    tokens = sess.run(tokens_BS, {context_BC: [[1, 2, 3]]})
     assert tokens[0].tolist() == plain_sampler(sess, hparams, weights)([1, 2, 3], draws[0])
     assert len(tokens[0]) == hparams.n_ctx + 1
     with pytest.raises(ValueError, match='length 6 or less'):

@@ -25,6 +25,7 @@ import sample
 import tiny
 from test_flags import CTRL_C, CTRL_D, ROOT, SECONDS, Conversation, environment, finished
 from tf1 import tf
+import xla
 
 UNCONDITIONAL, INTERACTIVE = 'generate_unconditional_samples.py', 'interactive_conditional_samples.py'
 FUNCTIONS = {UNCONDITIONAL: generate_unconditional_samples.sample_model,
@@ -249,6 +250,17 @@ def test_every_flag_of_the_sampler_is_honoured(ids, script):
 def test_another_seed_gives_other_samples_and_so_does_none(ids):
     found = [ids(UNCONDITIONAL, nsamples=1, length=8, seed=seed) for seed in (1, 2, None)]
     assert len({str(samples) for samples in found}) == 3
+
+
+@pytest.mark.skipif(not xla.is_known(), reason='TensorFlow 1.x does not compile the loop')
+def test_samples_are_the_same_where_it_pays_to_compile(printed, monkeypatch):
+    options = dict(nsamples=4, batch_size=2, length=9, seed=1, top_k=40)
+    asked, made, decoding_loop = [], [], xla.decoding_loop
+    monkeypatch.setattr(xla, 'decoding_loop', lambda *given: made.append(given) or decoding_loop(*given))
+    plain = printed(UNCONDITIONAL, **options)
+    monkeypatch.setattr(sample, 'pays_to_compile', lambda *numbers: asked.append(numbers) or True)
+    assert not made and printed(UNCONDITIONAL, **options) == plain
+    assert len(made) == 1 and asked == [(4, 2, 9)]
 
 
 def test_a_sample_can_be_read_while_the_next_one_is_made(printed, monkeypatch):
