@@ -83,11 +83,10 @@ class Heads(object):
         return [tf.reshape(tf.transpose(x_BTHK, [0, 2, 1, 3]), self.heads_shape) for x_BTHK in qkv]
 
     def attend(self, q_GTK, k_GTK, v_GTK, past, drop, last_alone):
-        """softmax(q k' / sqrt(K) + mask) v, and the heads of each token side by side: float32 [R, D]; and what is to be kept of it.
+        """softmax(q k' / sqrt(K) + mask) v, and the heads of each token side by side: float32 [R, D]; and [k_GTK, v_GTK] to keep.
 
         past: the keys and values of the tokens before, in pieces, each a pair of float32 [G, S, K].
         drop: dropout for the attention weights.  last_alone: whether only the last token of each text has a query.
-        To be kept are [k_GTK, v_GTK].
         """
         newest = k_GTK, v_GTK
         if past:
@@ -131,7 +130,7 @@ class Heads(object):
 
 
 class HeadsInPlace(object):
-    """Attention's heads for one new token of each text. It is written into a past of a fixed size: for XLA, which compiles sizes.
+    """Attention's heads for one new token of each text, which is written into a past of a fixed size, as XLA needs it.
 
     n_past: scalar tensor, how many positions of the past are taken.  n_most: how many it has.
     """
@@ -148,7 +147,7 @@ class HeadsInPlace(object):
         return [tf.reshape(x_BHK, [self.batch * self.n_head, 1, self.head_size]) for x_BHK in qkv]
 
     def attend(self, q_G1K, k_G1K, v_G1K, past, drop, last_alone):
-        """As Heads.attend. To be kept is the past, one pair of float32 [G, S, K], with the new token in it."""
+        """As Heads.attend, but to keep is the past, one pair of float32 [G, S, K], with the new token in it."""
         k_GSK, v_GSK = [xla_dynamic_update_slice(before, new, tf.stack([0, self.n_past, 0]))
                         for before, new in zip(past[0], (k_G1K, v_G1K))]
         score_G1S = tf.matmul(q_G1K / math.sqrt(self.head_size), k_GSK, transpose_b=True)
