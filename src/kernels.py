@@ -83,7 +83,7 @@ class Heads(object):
         return [tf.reshape(tf.transpose(x_BTHK, [0, 2, 1, 3]), self.heads_shape) for x_BTHK in qkv]
 
     def attend(self, q_GTK, k_GTK, v_GTK, past, drop, last_alone):
-        """softmax(q k' / sqrt(K) + mask) v, and the heads of each token side by side: float32 [R, D]; and [k_GTK, v_GTK] to keep.
+        """softmax(q k' / sqrt(K) + mask) v, the heads of each token side by side: float32 [R, D]; and [k_GTK, v_GTK], to keep.
 
         past: the keys and values of the tokens before, in pieces, each a pair of float32 [G, S, K].
         drop: dropout for the attention weights.  last_alone: whether only the last token of each text has a query.

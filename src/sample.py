@@ -80,7 +80,7 @@ def pick(logits_BV, draw_B):
 
 
 def count(x_BV):
-    """How many of each row are true: int32 [B]. They are counted in float32, since int32 is added up on the CPU even with a GPU."""
+    """How many of each row are true: int32 [B]. Counted in float32, since with a GPU, too, int32 is added up on the CPU."""
     return tf.cast(tf.reduce_sum(tf.cast(x_BV, tf.float32), axis=-1), tf.int32)
 
 
@@ -253,7 +253,7 @@ def rows_of(n, batch_size):
 
 
 def pays_to_compile(n, batch_size, length):
-    """Whether batches(n, batch_size) of length tokens are sampled sooner if the loop is compiled first: on a GPU, if they are many."""
+    """Whether batches(n, batch_size) of length tokens are sampled sooner if the loop is compiled first: many of them, on a GPU."""
     n_steps = length * -(-n // batch_size) if n else math.inf
     return n_steps >= COMPILED_STEPS and rows_of(n, batch_size) is not None and kernels.on_gpu() and xla.works()
 

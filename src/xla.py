@@ -1,6 +1,6 @@
 """The decoding loop as one program, which XLA makes for a GPU.
 
-A step of it starts 100 kernels of the GPU. Without it, TensorFlow runs 1,000 operations for a token, and the GPU waits for each.
+Without it, TensorFlow runs a thousand operations for a token, and the GPU waits for each; XLA joins them to far fewer kernels.
 All sizes are fixed when the program is made, in the first run: the texts' number, and the positions that their cache has.
 Shapes as in model.py.
 """
