@@ -253,7 +253,7 @@ def rows_of(n, batch_size):
 
 
 def pays_to_compile(n, batch_size, length):
-    """Whether batches(n, batch_size) of length tokens are done sooner if the loop is compiled first: on a GPU, if they are many."""
+    """Whether compiling the loop first pays for batches(n, batch_size) of length tokens: on a GPU, if they are many."""
     n_steps = length * -(-n // batch_size) if n else math.inf
     return n_steps >= COMPILED_STEPS and rows_of(n, batch_size) is not None and kernels.on_gpu() and xla.works()
 
