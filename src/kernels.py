@@ -132,7 +132,7 @@ class Heads(object):
 class HeadsInPlace(object):
     """Attention's heads for one new token of each text, which is written into a past of a fixed size, as XLA needs it.
 
-    n_past: scalar tensor, how many positions of the past are taken.  n_most: how many it has.
+    n_past: scalar tensor, how many positions of the past are taken; the new token's is the next.  n_most: how many it has.
     """
 
     n_parts = 1

@@ -72,7 +72,8 @@ def pick(logits_BV, draw_B):
 
     draw_B: float64 in [0, 1). An evenly spread draw picks tokens by their softmax.
     """
-    # In float32 the sum over 50,257 tokens would lose the unlikely ones: 1e-8 vanishes beside 0.9.
+    # In float32 the sum over 50,257 tokens would lose the unlikely ones: 1e-8 vanishes beside 0.9. In float64 XLA, which adds
+    # in another order, draws a token that was removed once in 1e15 times.
     unscaled_BV = tf.exp(tf.cast(logits_BV - tf.reduce_max(logits_BV, axis=-1, keepdims=True), tf.float64))
     cumulated_BV = tf.cumsum(unscaled_BV, axis=-1)
     target_B1 = draw_B[:, None] * cumulated_BV[:, -1:]
@@ -161,8 +162,9 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
     draws: float [B, length] in [0, 1), the only randomness: row i picks its j-th token with draws[i, j]. None: drawn in the
         graph.
     watch: function called with each new column of tokens at once, a NumPy int32 [B].
-    compiled: whether the first run compiles the loop with XLA, which pays_to_compile() knows. TensorFlow 2.x does, for a known
-        number of prompts, and then runs it without a watch; if the graph knows no width of context, for prompts up to n_ctx.
+    compiled: whether XLA makes one program of the loop, in the first run, which takes seconds; see pays_to_compile. It needs
+        TensorFlow 2.x, a known number of prompts, a top_k that is a number and float32, and has no watch. Where the graph does
+        not know the width of context, the program is made for prompts up to n_ctx, and each step takes as long as the last.
     Returns int32 [B, C + length]: prompts and continuations. If all prompts are shorter than C, as wide as the longest needs.
     Raises ValueError for options that contradict each other or exceed n_ctx. What only a run can tell, such as the width of a
         placeholder, raises InvalidArgumentError there.
@@ -178,6 +180,8 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
     n_total = n_context + length
     length_B = tf.fill([batch], n_context) if context_lengths is None else check_lengths(context_lengths, n_context)
     draws = tf.random_uniform([batch, length], dtype=tf.float64) if draws is None else as_float64(draws)
+    if compiled or kernels.on_gpu():
+        draws = draws_after_checks(hparams, context_BC, length_B, draws, length)
     filler = NO_TOKEN if end_token is None else end_token
     multiply = kernels.vocabulary_product(known_batch, length)
     all_stay = known_batch == 1 or end_token is None and context_lengths is None  # they end together
@@ -339,6 +343,20 @@ def check_context(hparams, length, context, start_token, batch_size):
         raise ValueError('prompt (%d tokens) + length (%d) is over the context of %d; pass length %d or less'
                          % (n_context, length, hparams.n_ctx, most - n_context))
     return context_BC
+
+
+def draws_after_checks(hparams, context_BC, length_B, draws, length):
+    """draws, of a run in which all rows have lengths and draws, and no token is beyond the vocabulary.
+
+    On a CPU, a place that does not exist is an error where it is read; XLA and a GPU read another one.
+    """
+    n_rows, n_columns = tf.unstack(tf.shape(context_BC))
+    given_BC = tf.where(tf.sequence_mask(length_B, n_columns), context_BC, tf.zeros_like(context_BC))
+    checks = [tf.assert_greater_equal(tf.shape(draws), tf.stack([n_rows, length]), message='draws must be [batch, length]'),
+              tf.assert_equal(tf.shape(length_B)[0], n_rows, message='context_lengths must have a number for each row'),
+              tf.assert_less(given_BC, hparams.n_vocab, message='a token is not in the vocabulary')]
+    with tf.control_dependencies([check for check in checks if check is not None]):
+        return tf.identity(draws)
 
 
 def check_lengths(context_lengths, n_context):

@@ -6,6 +6,7 @@ Shapes as in model.py.
 """
 import functools
 
+import int8
 import model
 from tf1 import tf, xla_dynamic_update_slice
 
@@ -34,6 +35,7 @@ def decoding_loop(hparams, prompt_BT, context_BC, n_total, choose):
     prompt_BT: int32 [B, T], what all rows are given.  context_BC: int32, B known, all that they are given.
     n_total: number of columns of the longest row.  choose: as it stands there.
     Returns int32 [B, up to n_total].
+    Raises ValueError for a network of 8-bit weights, whose products XLA does not have.
     """
     batch, n_prompt = context_BC.shape.as_list()[0], model.size(prompt_BT, 1)
     n_most = n_total if isinstance(n_total, int) else hparams.n_ctx + 1
@@ -41,6 +43,8 @@ def decoding_loop(hparams, prompt_BT, context_BC, n_total, choose):
     text_BS.set_shape([batch, n_most])
     with tf.variable_scope('model', reuse=tf.AUTO_REUSE):
         _, present = model.transform(hparams, prompt_BT, last_alone=True)
+    if int8.weights_of(tf.get_default_graph()):
+        raise ValueError('8-bit weights cannot be compiled; leave out compiled, or take float32')
     past = [tf.pad(x_GTK, [[0, 0], [0, n_most - 1 - n_prompt], [0, 0]]) for x_GTK in present]  # the last token is never fed
     for x_GSK in past:
         x_GSK.set_shape([batch * hparams.n_head, n_most - 1, hparams.n_embd // hparams.n_head])

@@ -53,7 +53,7 @@ MODULES = {
     'training.run': ['checkpoint', 'corpus', 'files', 'sample', 'tf1', 'training.cluster', 'training.graph',
                      'training.record', 'training.run_folder'],
     'training.run_folder': ['checkpoint', 'corpus', 'encoder', 'files', 'model', 'releases'],
-    'xla': ['model', 'tf1'],
+    'xla': ['int8', 'model', 'tf1'],
 }
 every_source = pytest.mark.parametrize('path', SOURCES, ids=lambda path: os.path.relpath(path, ROOT))
 

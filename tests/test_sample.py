@@ -6,6 +6,7 @@ import random
 import numpy as np
 import pytest
 
+import int8
 import kernels
 import model
 import process
@@ -658,6 +659,31 @@ def test_a_compiled_loop_is_one_operation_and_the_prompt_is_read_before(sess):
     assert not {'While', 'StatelessWhile', 'Enter'} & {operation.type for operation in operations}
     reading = [operation for operation in operations if operation.type in ('MatMul', 'BatchMatMulV2', 'BatchMatMulV3')]
     assert reading and not any(run in operation.control_inputs for operation in reading)
+
+
+@compiled_or_not
+@pytest.mark.parametrize('changed', [
+    dict(context=[[1, 99], [3, 4]]), dict(lengths=[2]), dict(draws=np.zeros([2, 4])), dict(draws=np.zeros([1, 5]))], ids=str)
+def test_what_is_fed_and_does_not_fit_is_an_error_and_no_other_token(sess, changed, compiled):
+    """XLA and a GPU would read another place than one that does not exist. What stands behind a prompt may be anything."""
+    hparams, weights = counting_model()
+    context_BC, lengths_B = tf.placeholder(tf.int32, [2, None]), tf.placeholder(tf.int32, [None])
+    draws_BS = tf.placeholder(tf.float64, [None, None])
+    tokens_BS = sample.sample_sequence(hparams=hparams, length=5, context=context_BC, context_lengths=lengths_B, draws=draws_BS,
+                                       compiled=compiled)
+    tiny.assign(sess, weights)
+    good = dict(context=[[1, 2], [3, 99]], lengths=[2, 1], draws=np.zeros([2, 5]))
+    fed = dict(good, **changed)
+    assert sess.run(tokens_BS, {context_BC: good['context'], lengths_B: good['lengths'], draws_BS: good['draws']}).shape == (2, 7)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        sess.run(tokens_BS, {context_BC: fed['context'], lengths_B: fed['lengths'], draws_BS: fed['draws']})
+
+
+@pytest.mark.skipif(not xla.is_known(), reason='TensorFlow 1.x does not compile the loop')
+def test_8_bit_weights_are_not_compiled():
+    with tf.Graph().as_default(), pytest.raises(ValueError, match='8-bit weights cannot be compiled'):
+        with tf.variable_scope(tf.get_variable_scope(), custom_getter=int8.getter(1)):
+            sample.sample_sequence(hparams=tiny.hparams(), length=3, context=[[1]], compiled=True)
 
 
 @pytest.mark.parametrize('n_rows, options, said', [

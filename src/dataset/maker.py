@@ -61,7 +61,8 @@ class Maker(object):
         context = tf.placeholder(tf.int32, [n, 1 if from_nothing else None])
         lengths = None if from_nothing else tf.placeholder(tf.int32, [n])
         draws = tf.placeholder(tf.float64, [n, None])
-        compiled = n == settings['batch_size'] and sample.pays_to_compile(settings['rows'] // n * n, n, settings['length'])
+        n_batches = max(1, settings['rows'] // settings['shards'] // n)  # of a shard: each process makes one at least
+        compiled = n == settings['batch_size'] and sample.pays_to_compile(n_batches * n, n, settings['length'])
         with checkpoint.precision(settings['precision']):
             return Graph(context, lengths, draws, sample.sample_sequence(
                 hparams=self.hparams, length=settings['length'], context=context, context_lengths=lengths, draws=draws,
