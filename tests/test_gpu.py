@@ -207,9 +207,8 @@ def test_logits_are_those_of_the_papers_and_what_tensorfloat_32_does_to_them_is_
     ids=lambda tests: tests.split('.')[0])
 def test_what_holds_on_a_cpu_holds_on_a_gpu(gpu, tests):
     name, chosen = re.match(r'(\S+) -k "(.*)"', tests).groups()
-    env = dict(environment(DEVICE), TF_FORCE_GPU_ALLOW_GROWTH='true')  # their sessions would take all of the memory
     command = [sys.executable, '-m', 'pytest', os.path.join(TESTS, name), '-k', chosen, '-q', '-rs', '-p', 'no:cacheprovider']
-    status, stdout, _ = finished(command, env)
+    status, stdout, _ = finished(command, environment(DEVICE))
     assert status == 0, stdout
     print(stdout.strip().split('\n')[-1])
 
