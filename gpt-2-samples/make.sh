@@ -1,17 +1,20 @@
 #!/usr/bin/env bash
-# Writes the six files of samples anew, with the model of this name (demo) and the python3 on the PATH.
+# Regenerates the six files of samples: make.sh [MODEL], by default demo, with the python3 on the PATH.
 set -eu -o pipefail
 cd "$(dirname "$0")"
 model=${1:-demo}
 
 unconditional() { # FILE FLAGS...
-    python3 ../src/generate_unconditional_samples.py --model_name "$model" --seed 1 --nsamples 100 --batch_size 20 "${@:2}" >"$1.part"
+    python3 ../src/generate_unconditional_samples.py --model_name "$model" --seed 1 --nsamples 100 --batch_size 20 \
+        "${@:2}" >"$1.part"
     mv "$1.part" "$1"
 }
 
-conditional() { # FILE FLAGS...: two samples of each of the 50 prompts, which are shown as on a terminal
-    python3 ../src/interactive_conditional_samples.py --model_name "$model" --seed 1 --nsamples 2 --batch_size 2 "${@:2}" <prompts.txt |
-        awk 'FNR == NR { prompt[FNR] = $0; next } / SAMPLE 1 =/ { print "Model prompt >>> " prompt[++n] } { print }' prompts.txt - >"$1.part"
+conditional() { # FILE FLAGS...: two samples for each of the 50 prompts, which are shown as on a terminal
+    python3 ../src/interactive_conditional_samples.py --model_name "$model" --seed 1 --nsamples 2 --batch_size 2 \
+        "${@:2}" <prompts.txt |
+        awk 'FNR == NR { prompt[FNR] = $0; next } / SAMPLE 1 =/ { print "Model prompt >>> " prompt[++n] } { print }' \
+            prompts.txt - >"$1.part"
     mv "$1.part" "$1"
 }
 

@@ -1,25 +1,19 @@
-"""Logits to token ids: the filters, the draw, and the loop that feeds each token back. Shapes as in model.py."""
+"""Logits to token ids: the filters, the draw, and the loops that feed each token back. Shapes as in model.py."""
 from collections import namedtuple
-import itertools
-import math
 import numbers
-import sys
 
 import numpy as np
 
-import cache
-import kernels
+from gpt2.fast import cache, matmul, xla
 import model
-from tf1 import tf
-import xla
+from gpt2.system.tf1 import size, sizes, tf
 
 REMOVED = -1e10  # the logit of a token that a filter took out
 NO_TOKEN = -1  # follows the end of a row when there is no end token
-COMPILED_STEPS = 2000  # compiling the loop takes as long as a GPU saves in so many steps, for models of any size
 
 
 def top_k_logits(logits, k):
-    """Keep the k likeliest tokens, and those that tie with the k-th.
+    """Keep the k most likely tokens, and those that tie with the k-th.
 
     logits: float32 [B, V].  k: number or scalar tensor; 0, or more than V, keeps all.
     Returns float32 [B, V]: kept logits as they were, the rest -1e10.
@@ -30,7 +24,7 @@ def top_k_logits(logits, k):
     if isinstance(k, numbers.Number):
         if k == 0:
             return logits
-        k = min(k, 2 ** 31 - 1)  # what an int32 holds, and more than any vocabulary has
+        k = min(k, 2 ** 31 - 1)  # fits into an int32, and is more than any vocabulary has
     n_vocab = tf.shape(logits)[-1]
     k = tf.where(tf.equal(k, 0), n_vocab, tf.minimum(tf.cast(k, tf.int32), n_vocab))
     kth_B1 = tf.nn.top_k(logits, k=k).values[:, -1:]
@@ -58,7 +52,7 @@ def top_p_logits(logits, p):
 
 
 def as_float64(x):
-    """A tensor of x. A Python number would become float32 first, and lose half of its digits."""
+    """x as a float64 tensor. TensorFlow would make a Python number float32 first, which loses half of its digits."""
     return tf.cast(x, tf.float64) if isinstance(x, tf.Tensor) else tf.constant(np.asarray(x, np.float64))
 
 
@@ -68,31 +62,33 @@ def keep(logits, kept):
 
 
 def pick(logits_BV, draw_B):
-    """The token of each row at which the cumulated probability first exceeds its draw: int32 [B].
+    """The token of each row at which the cumulative probability first exceeds its draw: int32 [B].
 
     draw_B: float64 in [0, 1). An evenly spread draw picks tokens by their softmax.
     """
-    # In float32 the sum over 50,257 tokens would lose the unlikely ones: 1e-8 vanishes beside 0.9. In float64 XLA, which adds
-    # in another order, draws a token that was removed once in 1e15 times.
+    # In float32 the sum over 50,257 tokens would lose the unlikely ones: 1e-8 vanishes beside 0.9. Even in float64
+    # XLA, which adds in another order, draws a removed token once in 1e15 times.
     unscaled_BV = tf.exp(tf.cast(logits_BV - tf.reduce_max(logits_BV, axis=-1, keepdims=True), tf.float64))
-    cumulated_BV = tf.cumsum(unscaled_BV, axis=-1)
-    target_B1 = draw_B[:, None] * cumulated_BV[:, -1:]
-    return count(cumulated_BV <= target_B1)
+    cumulative_BV = tf.cumsum(unscaled_BV, axis=-1)
+    target_B1 = draw_B[:, None] * cumulative_BV[:, -1:]
+    return count(cumulative_BV <= target_B1)
 
 
 def count(x_BV):
-    """How many of each row are true: int32 [B]. Counted in float32, since with a GPU, too, int32 is added up on the CPU."""
+    """The number of true elements in each row: int32 [B]."""
+    # Added up in float32, because TensorFlow would add up int32 on the CPU even if there is a GPU.
     return tf.cast(tf.reduce_sum(tf.cast(x_BV, tf.float32), axis=-1), tf.int32)
 
 
 def shortlist(logits_BV, k, scale):
-    """At least the tokens that top_k_logits would keep: scaled logits, float32 [B, N], and ids, int32 [B, N], ascending.
+    """A superset of the tokens that top_k_logits keeps, in the order of their ids.
 
-    scale: function of logits that keeps their order. Logits that differ may tie once they are scaled.
+    Returns scaled logits, float32 [B, N], and ids, int32 [B, N].
+    scale: function of logits that keeps their order. Different logits may tie once they are scaled.
     """
     n_vocab = logits_BV.shape.as_list()[-1]
-    likeliest_BN, ids_BN = kernels.likeliest(logits_BV, k + 1)
-    scaled_BN = scale(likeliest_BN)
+    greatest_BN, ids_BN = matmul.top_k(logits_BV, k + 1)
+    scaled_BN = scale(greatest_BN)
     tied = tf.reduce_any(tf.equal(scaled_BN[:, k - 1], scaled_BN[:, k]))
 
     def everything():
@@ -105,10 +101,10 @@ def shortlist(logits_BV, k, scale):
     return tf.cond(tied, everything, those)
 
 
-def next_tokens(logits_BV, draw_B, *, temperature, top_k, top_p, from_list=True):
+def next_tokens(logits_BV, draw_B, *, temperature, top_k, top_p, from_shortlist=True):
     """One token for each row: int32 [B]. Temperature first, then top_k, then top_p; temperature 0 is the arg-max.
 
-    from_list: whether few tokens are drawn from a list of them. A GPU is done with all before the CPU has put it together.
+    from_shortlist: whether to find the k most likely tokens first, which is faster on a CPU and gives the same token.
     """
     if isinstance(temperature, numbers.Number) and temperature == 0:
         return tf.argmax(logits_BV, axis=-1, output_type=tf.int32)
@@ -119,87 +115,109 @@ def next_tokens(logits_BV, draw_B, *, temperature, top_k, top_p, from_list=True)
     def scale(logits):
         return (logits - greatest_B1) / divisor
 
-    def choose(logits_BN):
+    def draw(logits_BN):
         return pick(top_p_logits(top_k_logits(logits_BN, top_k), top_p), draw_B)
 
-    are_few = isinstance(top_k, numbers.Integral) and 0 < top_k < logits_BV.shape.as_list()[-1]
-    if not from_list or not are_few:
-        return choose(scale(logits_BV))
+    is_short = isinstance(top_k, numbers.Integral) and 0 < top_k < logits_BV.shape.as_list()[-1]
+    if not (from_shortlist and is_short):
+        return draw(scale(logits_BV))
     logits_BN, ids_BN = shortlist(logits_BV, top_k, scale)
-    place_B = choose(logits_BN)
+    place_B = draw(logits_BN)
     return tf.gather_nd(ids_BN, tf.stack([tf.range(tf.shape(place_B)[0]), place_B], axis=-1))
 
 
-# What the decoding loop carries from one token to the next. A stands for the rows that it still works on: rows that have
-# ended leave when the cache is copied anyway.
+class Chooser(namedtuple('Chooser', 'length length_B draws temperature top_k top_p end_token from_shortlist')):
+    """What decides each row's next token, and whether the row has ended then.
+
+    length: how many tokens each row gets.  length_B: int32, the lengths of the prompts.  draws: float64 [B, length].
+    from_shortlist: as next_tokens takes it.  The others: as sample_sequence takes them.
+    """
+
+    @property
+    def filler(self):
+        """The token that follows the end of a row."""
+        return NO_TOKEN if self.end_token is None else self.end_token
+
+    def choose(self, logits_AV, n_seen, row_A, given_A, ended_A):
+        """(tokens int32 [A], whether the rows have ended bool [A]) for some of the rows.
+
+        n_seen: how many tokens of each text are known.  row_A: the rows' numbers.
+        given_A: the prompts' tokens at this place.  ended_A: whether the rows have ended before.
+        """
+        n_drawn_A = n_seen - tf.gather(self.length_B, row_A)  # below 0 inside a prompt, where the next token is given
+        place_A = tf.clip_by_value(n_drawn_A, 0, self.length - 1)
+        drawn_A = next_tokens(logits_AV, tf.gather_nd(self.draws, tf.stack([row_A, place_A], axis=-1)),
+                              temperature=self.temperature, top_k=self.top_k, top_p=self.top_p,
+                              from_shortlist=self.from_shortlist)
+        token_A = tf.where(n_drawn_A < 0, given_A, tf.where(ended_A, tf.fill(tf.shape(drawn_A), self.filler), drawn_A))
+        ended_A = tf.logical_or(ended_A, n_drawn_A >= self.length - 1)
+        if self.end_token is not None:
+            ended_A = tf.logical_or(ended_A, tf.logical_and(tf.equal(drawn_A, self.end_token), n_drawn_A >= 0))
+        return token_A, ended_A
+
+
+def sample_sequence(*, hparams, length, start_token=None, batch_size=None, context=None, temperature=1, top_k=0,
+                    top_p=1, end_token=None, context_lengths=None, draws=None, watch=None, compiled=False):
+    """Continue each prompt by length tokens.
+
+    context: int32 [B, C], the prompts; or start_token and batch_size: each prompt is that one token.
+    context_lengths: int32 [B], 1 to C, for prompts of different lengths, left-aligned in context. Row i continues
+        from column context_lengths[i]; the rest of its row of context is ignored.
+    temperature: number over 0, or a Python 0 for the most likely token each time.
+    top_k, top_p: as the filters take them.
+    end_token: a row ends where it is drawn, and is filled with it; when all rows have ended the loop stops, so fewer
+        columns may come back. Without one, -1 follows where a shorter prompt has had its length tokens.
+    draws: float [B, length] in [0, 1), the only randomness: row i picks its j-th token with draws[i, j]. None: drawn
+        in the graph.
+    watch: function called with each new column of tokens at once, a NumPy int32 [B].
+    compiled: whether XLA compiles the loop, in the first run, which takes seconds. Needs TensorFlow 2.x, a known
+        number of prompts, a top_k that is a number, float32, and no watch. Where the graph does not know the width of
+        context, the loop is compiled for prompts up to n_ctx, and each step takes as long as the last.
+    Returns int32 [B, C + length]: prompts and continuations; narrower if all prompts are shorter than C.
+    Raises ValueError for options that contradict each other or exceed n_ctx; a run raises InvalidArgumentError for what
+        is only known then, such as the width of a placeholder.
+    """
+    hparams.check()
+    check_options(length, temperature, top_k, top_p)
+    context_BC = checked_context(hparams, length, context, start_token, batch_size)
+    if length == 0:
+        return context_BC
+    check_compiled(compiled, context_BC, watch, top_k)
+    batch, n_context = sizes(context_BC)
+    length_B = tf.fill([batch], n_context) if context_lengths is None else checked_lengths(context_lengths, n_context)
+    draws = tf.random_uniform([batch, length], dtype=tf.float64) if draws is None else as_float64(draws)
+    if compiled or matmul.on_gpu():
+        draws = checked_draws(hparams, context_BC, length_B, draws, length)
+    chooser = Chooser(length, length_B, draws, temperature, top_k, top_p, end_token,
+                      from_shortlist=not (compiled or matmul.on_gpu()))
+    prompt_BT = context_BC if context_lengths is None else context_BC[:, :tf.reduce_min(length_B)]
+    if compiled:
+        return compiled_loop(hparams, prompt_BT, context_BC, chooser)
+    end_together = end_token is None and context_lengths is None
+    return growing_loop(hparams, prompt_BT, context_BC, chooser, end_together, watch)
+
+
+# What growing_loop carries from one token to the next. A are the rows that have not ended; those that have are
+# removed when the cache is copied anyway.
 # row_A: the rows' numbers
-# fed_AT: the tokens that the network reads next: the prompts first, then one token a row
+# fed_AT: the next tokens to feed: the prompts first, then one token a row
 # cache: keys and values so far
 # ended_A: whether a row has drawn the end token or has all its tokens
 # tokens_BS: all texts so far
 State = namedtuple('State', 'row_A fed_AT cache ended_A tokens_BS')
 
 
-def settled(hparams, state, all_stay):
-    """The State with its cache settled. Rows that have ended leave, unless all_stay, which saves gathering the others."""
-    if all_stay:
-        return state._replace(cache=state.cache.settle(hparams.n_head))
-    place_A = tf.cast(tf.where(tf.logical_not(state.ended_A))[:, 0], tf.int32)
-    row_A, fed_AT, ended_A = [tf.gather(x, place_A) for x in (state.row_A, state.fed_AT, state.ended_A)]
-    return State(row_A, fed_AT, state.cache.settle(hparams.n_head, place_A), ended_A, state.tokens_BS)
+def growing_loop(hparams, prompt_BT, context_BC, chooser, end_together, watch):
+    """The decoding loop as TensorFlow runs it, with a cache that grows: int32 [B, up to C + length].
 
-
-def sample_sequence(*, hparams, length, start_token=None, batch_size=None, context=None, temperature=1, top_k=0, top_p=1,
-                    end_token=None, context_lengths=None, draws=None, watch=None, compiled=False):
-    """Continue each prompt by length tokens.
-
-    context: int32 [B, C], the prompts; or start_token and batch_size: each prompt is that one token.
-    context_lengths: int32 [B], 1 to C, for prompts of different lengths, left-aligned in context. Row i goes on from column
-        context_lengths[i]; what stands there in context is ignored.
-    temperature: number over 0, or a Python 0 for the likeliest token each time.  top_k, top_p: as the filters take them.
-    end_token: a row ends where it is drawn, and is filled with it; when all rows have ended the loop stops, so fewer
-        columns may come back. Without one, -1 follows where a shorter prompt has had its length tokens.
-    draws: float [B, length] in [0, 1), the only randomness: row i picks its j-th token with draws[i, j]. None: drawn in the
-        graph.
-    watch: function called with each new column of tokens at once, a NumPy int32 [B].
-    compiled: whether XLA makes one program of the loop, in the first run, which takes seconds; see pays_to_compile. It needs
-        TensorFlow 2.x, a known number of prompts, a top_k that is a number and float32, and has no watch. Where the graph does
-        not know the width of context, the program is made for prompts up to n_ctx, and each step takes as long as the last.
-    Returns int32 [B, C + length]: prompts and continuations. If all prompts are shorter than C, as wide as the longest needs.
-    Raises ValueError for options that contradict each other or exceed n_ctx. What only a run can tell, such as the width of a
-        placeholder, raises InvalidArgumentError there.
+    prompt_BT: int32, the beginning that all prompts have.  context_BC: int32, the prompts.
+    end_together: whether all rows have equally many tokens.  watch: as sample_sequence takes it.
     """
-    hparams.check()
-    check_options(length, temperature, top_k, top_p)
-    context_BC = check_context(hparams, length, context, start_token, batch_size)
-    if length == 0:
-        return context_BC
     known_batch = context_BC.shape.as_list()[0]
-    check_compiled(compiled, known_batch, watch, top_k)
-    batch, n_context = model.sizes(context_BC)
-    n_total = n_context + length
-    length_B = tf.fill([batch], n_context) if context_lengths is None else check_lengths(context_lengths, n_context)
-    draws = tf.random_uniform([batch, length], dtype=tf.float64) if draws is None else as_float64(draws)
-    if compiled or kernels.on_gpu():
-        draws = draws_after_checks(hparams, context_BC, length_B, draws, length)
-    filler = NO_TOKEN if end_token is None else end_token
-
-    def choose(logits_AV, n_seen, row_A, given_A, ended_A, from_list):
-        """The rows' next tokens, and whether they have ended then."""
-        n_drawn_A = n_seen - tf.gather(length_B, row_A)  # below 0 inside a prompt, where the next token is given
-        draw_A = tf.gather_nd(draws, tf.stack([row_A, tf.clip_by_value(n_drawn_A, 0, length - 1)], axis=-1))
-        drawn_A = next_tokens(logits_AV, draw_A, temperature=temperature, top_k=top_k, top_p=top_p, from_list=from_list)
-        token_A = tf.where(n_drawn_A < 0, given_A, tf.where(ended_A, tf.fill(tf.shape(drawn_A), filler), drawn_A))
-        ended_A = tf.logical_or(ended_A, n_drawn_A >= length - 1)
-        if end_token is not None:
-            ended_A = tf.logical_or(ended_A, tf.logical_and(tf.equal(drawn_A, end_token), n_drawn_A >= 0))
-        return token_A, ended_A
-
-    prompt_BT = context_BC if context_lengths is None else context_BC[:, :tf.reduce_min(length_B)]
-    if compiled:
-        return xla.decoding_loop(hparams, prompt_BT, context_BC, n_total, choose)
-    multiply = kernels.vocabulary_product(known_batch, length)
-    all_stay = known_batch == 1 or end_token is None and context_lengths is None  # they end together
+    batch, n_context = sizes(context_BC)
+    n_total = n_context + chooser.length
+    weights = matmul.sampling_weights(known_batch, chooser.length)
+    all_stay = known_batch == 1 or end_together
 
     def unfinished(*state):
         state = State(*state)
@@ -207,117 +225,152 @@ def sample_sequence(*, hparams, length, start_token=None, batch_size=None, conte
 
     def step(*state):
         state = State(*state)
-        logits_AV, read = model.decode(hparams, state.fed_AT, state.cache, multiply)
+        past = state.cache.past(hparams, state.fed_AT)
+        with tf.variable_scope('model', reuse=tf.AUTO_REUSE, custom_getter=weights):
+            logits_AV = model.unembed(hparams, model.decoder(hparams, state.fed_AT, past)[-1])
         n_seen = tf.shape(state.tokens_BS)[1]
         given_A = tf.gather(context_BC[:, tf.minimum(n_seen, n_context - 1)], state.row_A)
-        token_A, ended_A = choose(logits_AV, n_seen, state.row_A, given_A, state.ended_A, from_list=not kernels.on_gpu())
-        token_B = filler + tf.scatter_nd(state.row_A[:, None], token_A - filler, [batch])
+        token_A, ended_A = chooser.choose(logits_AV, n_seen, state.row_A, given_A, state.ended_A)
+        token_B = chooser.filler + tf.scatter_nd(state.row_A[:, None], token_A - chooser.filler, [batch])
         with tf.control_dependencies([] if watch is None else [tf.py_func(watch, [token_B], [])]):
             tokens_BS = tf.concat([state.tokens_BS, token_B[:, None]], axis=1)
-        fed_AT = tf.maximum(token_A, 0)[:, None]  # NO_TOKEN has no embedding, and nobody reads what follows it
-        state = State(state.row_A, fed_AT, read, ended_A, tokens_BS)
-        return tf.cond(read.is_due(), lambda: settled(hparams, state, all_stay), lambda: state)
+        fed_AT = tf.maximum(token_A, 0)[:, None]  # NO_TOKEN has no embedding, and what follows it is ignored
+        state = State(state.row_A, fed_AT, state.cache.add(past.new), ended_A, tokens_BS)
+        return tf.cond(state.cache.is_due(), lambda: settled(hparams, state, all_stay), lambda: state)
 
     start = State(row_A=tf.range(batch), fed_AT=prompt_BT, cache=cache.empty(hparams, batch),
                   ended_A=tf.fill([batch], False), tokens_BS=prompt_BT)
-    n_working = known_batch if all_stay else None
-    shapes = State(
-        row_A=tf.TensorShape([n_working]),
-        fed_AT=tf.TensorShape([n_working, 1 if n_context == 1 else None]),
-        cache=cache.shapes(hparams, n_working),
-        ended_A=tf.TensorShape([n_working]),
-        tokens_BS=tf.TensorShape([known_batch, None]))
-    end = tf.while_loop(unfinished, step, start, shape_invariants=shapes, back_prop=False)
-    return State(*end).tokens_BS
+    n_rows = known_batch if all_stay else None
+    shapes = State(row_A=tf.TensorShape([n_rows]), fed_AT=tf.TensorShape([n_rows, 1 if n_context == 1 else None]),
+                   cache=cache.shapes(hparams, n_rows), ended_A=tf.TensorShape([n_rows]),
+                   tokens_BS=tf.TensorShape([known_batch, None]))
+    return State(*tf.while_loop(unfinished, step, start, shape_invariants=shapes, back_prop=False)).tokens_BS
 
 
-def up_to_end(tokens, end_token):
-    """The tokens before the first end_token, or all if there is none. end_token None is in no text."""
-    return list(itertools.takewhile(lambda token: token != end_token, tokens))
+def settled(hparams, state, all_stay):
+    """The State with its cache settled, and without the rows that have ended, unless all_stay."""
+    if all_stay:
+        return state._replace(cache=state.cache.settle(hparams.n_head))
+    place_A = tf.cast(tf.where(tf.logical_not(state.ended_A))[:, 0], tf.int32)
+    row_A, fed_AT, ended_A = [tf.gather(x, place_A) for x in (state.row_A, state.fed_AT, state.ended_A)]
+    return State(row_A, fed_AT, state.cache.settle(hparams.n_head, place_A), ended_A, state.tokens_BS)
 
 
-def batches(n, batch_size):
-    """Yield the numbers 0 ... n - 1 as ranges of batch_size, the last maybe shorter; n = 0 never ends.
+def compiled_loop(hparams, prompt_BT, context_BC, chooser):
+    """The decoding loop as one program compiled by XLA, with a past of a fixed size: int32 [B, up to C + length].
 
-    Raises ValueError for n below 0 or a batch_size that cannot be.
+    prompt_BT: int32, the beginning that all prompts have.  context_BC: int32, B known, the prompts.
     """
-    if n < 0:
-        raise ValueError('nsamples is %d; it must be 1 or more, or 0 for samples without end' % n)
-    if not 1 <= batch_size < 2 ** 31:  # TensorFlow counts in int32
-        raise ValueError('batch_size is %d; it must be 1 to 2147483647' % batch_size)
-    n = n or sys.maxsize
-    return (range(first, min(first + batch_size, n)) for first in range(0, n, batch_size))
+    batch, n_context = sizes(context_BC)
+    n_prompt, n_total = size(prompt_BT, 1), n_context + chooser.length
+    max_total = n_total if isinstance(n_total, int) else hparams.n_ctx + 1
+    text_BS = tf.pad(context_BC, [[0, 0], [0, max_total - n_context]])
+    text_BS.set_shape([batch, max_total])
+    past = cache.Past(hparams, prompt_BT, last_only=True)
+    with tf.variable_scope('model', reuse=tf.AUTO_REUSE):
+        model.decoder(hparams, prompt_BT, past)
+    n_free = max_total - 1 - n_prompt  # the last token is never fed
+    before = [tf.pad(x_GTK, [[0, 0], [0, n_free], [0, 0]]) for x_GTK in past.new]
+    for x_GSK in before:
+        x_GSK.set_shape([batch * hparams.n_head, max_total - 1, hparams.n_embd // hparams.n_head])
+
+    @xla.compiled
+    def run(n_seen, n_total, text_BS, before):
+        def unfinished(n_seen, ended_B, text_BS, *before):
+            return tf.logical_and(n_seen < n_total, tf.logical_not(tf.reduce_all(ended_B)))
+
+        def step(n_seen, ended_B, text_BS, *before):
+            fed_B = tf.gather(text_BS, n_seen - 1, axis=1)  # of NO_TOKEN XLA takes row 0, and the result is ignored
+            past = xla.FixedPast(hparams, fed_B[:, None], before, n_seen - 1)
+            with tf.variable_scope('model', reuse=True):
+                logits_BV = model.unembed(hparams, model.decoder(hparams, fed_B[:, None], past)[-1])
+            given_B = tf.gather(text_BS, n_seen, axis=1)
+            token_B, ended_B = chooser.choose(logits_BV, n_seen, tf.range(batch), given_B, ended_B)
+            return [n_seen + 1, ended_B, xla.write_column(text_BS, token_B, n_seen)] + past.new
+
+        return tf.while_loop(unfinished, step, [n_seen, tf.fill([batch], False), text_BS] + before)[:3]
+
+    n_seen, _, text_BS = run(n_prompt, n_total, text_BS, before)
+    return text_BS[:, :n_seen]
 
 
-def rows_of(n, batch_size):
-    """How many rows each of batches(n, batch_size) has, or None if the last has fewer. A graph that knows it samples faster."""
-    if 0 < n < batch_size:
-        return n
-    return batch_size if n % batch_size == 0 else None
+def loop_in_8_bits(sess, network, length, watch=None, *, temperature=1, top_k=0, top_p=1, end_token=None):
+    """A function like sample_sequence for a lite.Network, which is no part of a graph.
 
-
-def pays_to_compile(n, batch_size, length):
-    """Whether compiling the loop first pays for batches(n, batch_size) of length tokens: on a GPU, if they are many."""
-    n_steps = length * -(-n // batch_size) if n else math.inf
-    return n_steps >= COMPILED_STEPS and rows_of(n, batch_size) is not None and kernels.on_gpu() and xla.works()
-
-
-def random_draws(seed, sample_numbers, length):
-    """What sample_sequence takes as draws: float64 [B, length] in [0, 1).
-
-    A row depends on seed and its sample's number alone, which may also be an array of numbers below 2^32.
-    seed None: other numbers each time.
-    Raises ValueError for a seed outside 0 ... 2^32 - 1.
+    sess: a session, to whose graph the choice of a token is added.  The others: as sample_sequence takes them.
+    The function takes context_BC, int32, its lengths [B], and draws [B, length], all in NumPy, and returns NumPy, too.
     """
-    check_seed(seed)
-    draws = np.empty([len(sample_numbers), length])  # if it does not fit into memory, it fails now, not hours later
-    for row, number in zip(draws, sample_numbers):
-        # RandomState, because NumPy keeps what it draws the same in all versions.
-        row[:] = np.random.RandomState(seed if seed is None else np.append(seed, number)).random_sample(length)
-    return draws
+    check_options(length, temperature, top_k, top_p)
+    with sess.graph.as_default():
+        length_B, draws, logits_AV, n_seen, row_A, given_A, ended_A = inputs = [
+            tf.placeholder(kind, shape) for kind, shape in (
+                (tf.int32, [None]), (tf.float64, [None, length]), (tf.float32, [None, network.hparams.n_vocab]),
+                (tf.int32, []), (tf.int32, [None]), (tf.int32, [None]), (tf.bool, [None]))]
+        chooser = Chooser(length, length_B, draws, temperature, top_k, top_p, end_token, from_shortlist=True)
+        choose = sess.make_callable(chooser.choose(logits_AV, n_seen, row_A, given_A, ended_A), inputs)
+
+    def run(context_BC, length_B, draws):
+        context_BC, length_B = np.array(context_BC, np.int32), np.array(length_B, np.int32)
+        n_total = context_BC.shape[1] + length
+        is_given_BS = np.arange(n_total) < length_B[:, None]
+        text_BS = np.where(is_given_BS, np.pad(context_BC, [(0, 0), (0, length)], 'constant'), np.int32(chooser.filler))
+        row_A, ended_A = np.arange(len(text_BS), dtype=np.int32), np.zeros(len(text_BS), bool)
+        n_seen = min(length_B)
+        past, fed_AT = network.past(len(text_BS), n_total - 1), text_BS[:, :n_seen]
+        while n_seen < n_total and not ended_A.all():
+            if 2 * ended_A.sum() >= len(row_A) > 1:
+                kept = np.flatnonzero(~ended_A)
+                past.keep(kept)
+                row_A, ended_A, fed_AT = row_A[kept], ended_A[kept], fed_AT[kept]
+            logits_AV = network.logits(network.states(fed_AT, past)[:, :, -1])
+            token_A, ended_A = choose(length_B, draws, logits_AV, n_seen, row_A, text_BS[row_A, n_seen], ended_A)
+            text_BS[row_A, n_seen] = token_A
+            if watch is not None:
+                watch(text_BS[:, n_seen])
+            fed_AT, n_seen = np.maximum(token_A, 0)[:, None], n_seen + 1
+        return text_BS[:, :n_seen]
+
+    return run
 
 
-def check_seed(seed):
-    """Raises ValueError for a seed outside 0 ... 2^32 - 1; None is any."""
-    if seed is not None and not 0 <= seed < 2 ** 32:
-        raise ValueError('seed is %d; it must be 0 to 4294967295' % seed)
-
+# Checks
 
 def check_options(length, temperature, top_k, top_p):
-    """Raises ValueError for what no sampler can do."""
+    """Raises ValueError for options that no sampler can follow; tensors pass."""
     if length < 0:
         raise ValueError('length is %r; it must be 0 or more tokens' % length)
     if isinstance(temperature, numbers.Number) and not 0 <= temperature < float('inf'):
-        raise ValueError('temperature is %r; it must be over 0, or 0 for the likeliest token each time' % temperature)
+        raise ValueError('temperature is %r; it must be over 0, or 0 for the most likely token each time' % temperature)
     check_top_k(top_k)
     check_top_p(top_p)
 
 
-def check_compiled(compiled, known_batch, watch, top_k):
-    """Raises ValueError if a loop is to be compiled that cannot be."""
-    if compiled and not xla.is_known():
-        raise ValueError('TensorFlow %s cannot compile the loop; leave out compiled, or take TensorFlow 2.x' % tf.__version__)
-    if compiled and known_batch is None:
-        raise ValueError('compiled needs a context with a known number of rows, such as a placeholder of [8, None]')
-    if compiled and watch is not None:
-        raise ValueError('what is compiled cannot be watched; leave out compiled or watch')
-    if compiled and isinstance(top_k, tf.Tensor):
-        raise ValueError('compiled needs top_k as a number; what is sorted has a fixed size')
-
-
 def check_top_k(k):
-    """Raises ValueError for what is no number of tokens; a tensor passes."""
+    """Raises ValueError unless k is a number of tokens, or a tensor."""
     if not isinstance(k, tf.Tensor) and (not isinstance(k, numbers.Integral) or k < 0):
         raise ValueError('top_k is %r; it must be a whole number, 1 or more, or 0 to keep every token' % k)
 
 
 def check_top_p(p):
-    """Raises ValueError for what is no probability over 0; a tensor passes."""
+    """Raises ValueError unless p is a probability over 0, or a tensor."""
     if not isinstance(p, tf.Tensor) and not 0 < p <= 1:
         raise ValueError('top_p is %r; it must be over 0 and at most 1, which keeps every token' % p)
 
 
-def check_context(hparams, length, context, start_token, batch_size):
+def check_compiled(compiled, context_BC, watch, top_k):
+    """Raises ValueError if the loop is to be compiled and cannot be."""
+    if compiled and not xla.is_supported():
+        raise ValueError('TensorFlow %s cannot compile the loop; leave out compiled, or use TensorFlow 2.x'
+                         % tf.__version__)
+    if compiled and context_BC.shape.as_list()[0] is None:
+        raise ValueError('compiled needs a context with a known number of rows, such as a placeholder of [8, None]')
+    if compiled and watch is not None:
+        raise ValueError('a compiled loop cannot be watched; leave out compiled or watch')
+    if compiled and isinstance(top_k, tf.Tensor):
+        raise ValueError('compiled needs a top_k that is a number, since XLA sorts a fixed number of tokens')
+
+
+def checked_context(hparams, length, context, start_token, batch_size):
     """The prompts that sample_sequence is to continue, int32 [B, C]. Raises as it does."""
     if (start_token is None) == (context is None):
         raise ValueError('give either start_token and batch_size, or context')
@@ -329,42 +382,44 @@ def check_context(hparams, length, context, start_token, batch_size):
     known_batch = context_BC.shape.as_list()[0]
     if isinstance(batch_size, int) and known_batch not in (None, batch_size):
         raise ValueError('context has %d rows, and batch_size is %d; leave batch_size out' % (known_batch, batch_size))
-    n_context = model.size(context_BC, 1)
-    most = hparams.n_ctx + 1  # the last token drawn is never fed back
+    n_context, max_total = size(context_BC, 1), hparams.n_ctx + 1  # the last token drawn is never fed back
+    empty = 'the prompt is empty; start from the end-of-text token'
     if not isinstance(n_context, int):
-        message = 'prompt + length (%d) is over the context of %d; shorten one of them' % (length, hparams.n_ctx)
-        checks = [tf.assert_less_equal(n_context + length, most, message=message),
-                  tf.assert_positive(n_context, message='the prompt has no token; start from the end-of-text token')]
-        with tf.control_dependencies(checks):
-            return tf.identity(context_BC)
+        too_long = 'prompt + length (%d) is over the context of %d; shorten one of them' % (length, hparams.n_ctx)
+        return after([tf.assert_less_equal(n_context + length, max_total, message=too_long),
+                      tf.assert_positive(n_context, message=empty)], context_BC)
     if n_context < 1:
-        raise ValueError('the prompt has no token; start from the end-of-text token')
-    if n_context + length > most:
+        raise ValueError(empty)
+    if n_context + length > max_total:
         raise ValueError('prompt (%d tokens) + length (%d) is over the context of %d; pass length %d or less'
-                         % (n_context, length, hparams.n_ctx, most - n_context))
+                         % (n_context, length, hparams.n_ctx, max_total - n_context))
     return context_BC
 
 
-def draws_after_checks(hparams, context_BC, length_B, draws, length):
-    """draws, of a run in which all rows have lengths and draws, and no token is beyond the vocabulary.
-
-    On a CPU, a place that does not exist is an error where it is read; XLA and a GPU read another one.
-    """
-    n_rows, n_columns = tf.unstack(tf.shape(context_BC))
-    given_BC = tf.where(tf.sequence_mask(length_B, n_columns), context_BC, tf.zeros_like(context_BC))
-    checks = [tf.assert_greater_equal(tf.shape(draws), tf.stack([n_rows, length]), message='draws must be [batch, length]'),
-              tf.assert_less(given_BC, hparams.n_vocab, message='a token is not in the vocabulary')]
-    with tf.control_dependencies(checks):
-        return tf.identity(draws)
-
-
-def check_lengths(context_lengths, n_context):
+def checked_lengths(context_lengths, n_context):
     """The prompts' lengths, int32 [B]. Raises as sample_sequence does."""
     message = 'context_lengths must be 1 to the width of context'
     known = not isinstance(context_lengths, tf.Tensor) and isinstance(n_context, int)
     if known and not (1 <= np.min(context_lengths) and np.max(context_lengths) <= n_context):
         raise ValueError('%s, %d; they are %s' % (message, n_context, list(context_lengths)))
     length_B = tf.cast(context_lengths, tf.int32)
-    with tf.control_dependencies([tf.assert_positive(length_B, message=message),
-                                  tf.assert_less_equal(length_B, n_context, message=message)]):
-        return tf.identity(length_B)
+    return after([tf.assert_positive(length_B, message=message),
+                  tf.assert_less_equal(length_B, n_context, message=message)], length_B)
+
+
+def checked_draws(hparams, context_BC, length_B, draws, length):
+    """draws, in a run in which all rows have lengths and draws, and no token is beyond the vocabulary.
+
+    A CPU raises an error where an index is out of range; XLA and a GPU read another element.
+    """
+    n_rows, n_columns = tf.unstack(tf.shape(context_BC))
+    given_BC = tf.where(tf.sequence_mask(length_B, n_columns), context_BC, tf.zeros_like(context_BC))
+    return after([
+        tf.assert_greater_equal(tf.shape(draws), tf.stack([n_rows, length]), message='draws must be [batch, length]'),
+        tf.assert_less(given_BC, hparams.n_vocab, message='a token is not in the vocabulary')], draws)
+
+
+def after(checks, x):
+    """x, once the checks have passed."""
+    with tf.control_dependencies(checks):
+        return tf.identity(x)

@@ -1,11 +1,11 @@
-"""benchmarks.py: files are read as the benchmarks define them, and what is no such file is named by its line."""
+"""Benchmarks: files are read as the benchmarks define them, errors name the line, and the paper's figures are right."""
 import json
 import os
 import re
 
 import pytest
 
-from evaluation import benchmarks
+from gpt2.evaluation import benchmarks, cbt, lambada, language_modeling
 
 
 @pytest.fixture
@@ -19,91 +19,100 @@ def write(tmpdir):
 
 
 @pytest.mark.parametrize('name, n_words, n_pages', [('wiki.test.raw', 245569, 62), ('wiki.valid.raw', 217646, 60)])
-def test_wikitext_has_the_words_and_articles_that_its_authors_count(shared, name, n_words, n_pages):
-    """Merity et al. 2016 (arXiv:1609.07843), table 1: 60 articles each, and 245,569 and 217,646 words; two of the articles of
-    the test text are followed by a section with a heading of the first level."""
-    text = benchmarks.read_text('wikitext2', os.path.join(shared, 'eval', name))
-    counts = {denominator.unit: denominator.count for denominator in benchmarks.denominators('wikitext2', text, 7)}
+def test_wikitext_pages_and_denominators_equal_its_authors_counts(shared, name, n_words, n_pages):
+    """Merity et al. 2016 (arXiv:1609.07843), table 1: 60 articles each, and 245,569 and 217,646 words.
+
+    Two of the articles of the test text are followed by a section with a heading of the first level.
+    """
+    text = language_modeling.read('wikitext2', os.path.join(shared, 'eval', name))
+    counts = {unit: count for unit, count, _ in language_modeling.denominators('wikitext2', text, 7)}
     assert counts['word or line end'] == n_words
     assert counts['token'] == 7
-    pages = benchmarks.wikitext_pages(text)
+    pages = language_modeling.wikitext_pages(text)
     assert len(pages) == n_pages and ''.join(pages) == text
 
 
-def test_pages_are_cut_at_headings_of_the_first_level_only():
+def test_wikitext_pages_are_cut_at_headings_of_the_first_level():
     pages = [' \n = One = \n \n = = Part = = \n a = b \n \n', ' = Two = \n = = = Deep = = = \n']
-    assert benchmarks.wikitext_pages(''.join(pages)) == pages
-    assert benchmarks.wikitext_pages('no heading\n') == ['no heading\n']
+    assert language_modeling.wikitext_pages(''.join(pages)) == pages
+    assert language_modeling.wikitext_pages('no heading\n') == ['no heading\n']
 
 
 @pytest.mark.parametrize('benchmark', ['enwik8', 'text8'])
-def test_of_a_whole_file_of_enwik8_the_last_twentieth_is_read_in_whole_characters(write, monkeypatch, benchmark):
-    monkeypatch.setattr(benchmarks, 'WHOLE_BYTES', 1000)
-    monkeypatch.setattr(benchmarks, 'TEST_BYTES', 51)
+def test_read_takes_the_last_twentieth_of_enwik8(write, monkeypatch, benchmark):
+    """In whole characters, and only of the whole file."""
+    monkeypatch.setattr(language_modeling, 'WHOLE_BYTES', 1000)
+    monkeypatch.setattr(language_modeling, 'TEST_BYTES', 51)
     whole = b'a' * 948 + 'é'.encode() + b'b' * 49 + 'é'.encode()[:1]
     assert len(whole) == 1000 and whole[-51:-50] == 'é'.encode()[1:]
-    assert benchmarks.read_text(benchmark, write('whole', whole)) == 'b' * 49
-    assert benchmarks.read_text(benchmark, write('test', whole[900:-1])) == whole[900:-1].decode()
-    assert benchmarks.read_text('ptb', write('ptb', whole[:-1])) == whole[:-1].decode()
+    assert language_modeling.read(benchmark, write('whole', whole)) == 'b' * 49
+    assert language_modeling.read(benchmark, write('test', whole[900:-1])) == whole[900:-1].decode()
+    assert language_modeling.read('ptb', write('ptb', whole[:-1])) == whole[:-1].decode()
 
 
-def test_a_text_is_read_to_the_byte_and_must_be_utf8(write):
-    assert benchmarks.read_text('ptb', write('text', 'a\r\nb\x85\n')) == 'a\r\nb\x85\n'
+def test_read_running_text_exactly(write):
+    """It must be UTF-8."""
+    assert language_modeling.read('ptb', write('text', 'a\r\nb\x85\n')) == 'a\r\nb\x85\n'
     with pytest.raises(ValueError, match='is not UTF-8: byte 1 is 0xff'):
-        benchmarks.read_text('ptb', write('text', b'a\xff b'))
+        language_modeling.read('ptb', write('text', b'a\xff b'))
     with pytest.raises(ValueError, match='there is no text'):
-        benchmarks.read_text('ptb', write('text', ' \n'))
+        language_modeling.read('ptb', write('text', ' \n'))
 
 
-def test_bits_are_by_byte_or_character_of_the_original():
-    assert benchmarks.denominators('enwik8', 'éa', 1) == [('byte', 3, 'bits')]
-    assert benchmarks.denominators('text8', 'éa', 1) == [('character', 2, 'bits')]
+def test_denominators_of_bits_are_of_the_original_text():
+    assert language_modeling.denominators('enwik8', 'éa', 1) == [('byte', 3, 'bits')]
+    assert language_modeling.denominators('text8', 'éa', 1) == [('character', 2, 'bits')]
 
 
-def test_lambada_is_read_line_by_line(write):
+def test_read_lambada(write):
     passages = ['He said “Go”, and', 'it\nwas']
     path = write('lambada', ''.join(json.dumps({'text': text}) + '\n' for text in passages[:1] + ['a b']))
-    assert benchmarks.read_lambada(path) == [passages[0], 'a b']
-    prepared = [prepare('‘He’ said “so” ') for _, prepare in benchmarks.LAMBADA_READINGS]
+    assert lambada.read('lambada', path) == [passages[0], 'a b']
+    prepared = [prepare('‘He’ said “so” ') for _, prepare in lambada.PREPARATIONS]
     assert prepared == ['‘He’ said “so” ', '\n\'He\' said "so"']
     assert benchmarks.read('lambada', path) == [passages[0], 'a b']
-    assert benchmarks.read_lambada(write('blank', '\ufeff{"text": "a b"}\r\n\n\n')) == ['a b']
+    assert lambada.read('lambada', write('blank', '\ufeff{"text": "a b"}\r\n\n\n')) == ['a b']
     for wrong in ('{"text": "word"}', '{"txt": "a b"}', 'a b', '{"text": 1}', '{"text": ""}', b'{"text": "a \xff"}'):
         wrong = wrong if isinstance(wrong, bytes) else wrong.encode()
         with pytest.raises(ValueError, match='wrong, line 2: '):
-            benchmarks.read_lambada(write('wrong', b'{"text": "a b"}\n%s\n' % wrong))
+            lambada.read('lambada', write('wrong', b'{"text": "a b"}\n%s\n' % wrong))
     for empty in ('', '\n'):
         with pytest.raises(ValueError, match='there is no passage in'):
-            benchmarks.read_lambada(write('empty', empty))
+            lambada.read('lambada', write('empty', empty))
 
 
-def test_cbt_is_read_as_its_authors_wrote_it(write):
-    lines = ['%d line %d .\n' % (i, i) for i in range(1, 21)] + ["21 `` XXXXX , '' he said .\tno\t\tyes|no|maybe\n", '\n']
-    questions = benchmarks.read_cbt(write('cbt', ''.join(lines * 2)))
+def test_read_cbt(write):
+    lines = ['%d line %d .\n' % (i, i) for i in range(1, 21)]
+    lines += ["21 `` XXXXX , '' he said .\tno\t\tyes|no|maybe\n", '\n']
+    questions = cbt.read('cbt-cn', write('cbt', ''.join(lines * 2)))
     assert questions[0] == questions[1] and len(questions) == 2
     story = ' '.join('line %d .' % i for i in range(1, 21))
     assert questions[0] == (story, '`` ', " , '' he said .", ['yes', 'no', 'maybe'], 1)
     assert benchmarks.read('cbt-ne', write('cbt', ''.join(lines * 2).replace('\n', '\r\n'))) == questions
-    two_gaps = benchmarks.read_cbt(write('cbt', ''.join(lines).replace('he said', 'XXXXX said')))
+    two_gaps = cbt.read('cbt-cn', write('cbt', ''.join(lines).replace('he said', 'XXXXX said')))
     assert two_gaps[0].after == " , '' XXXXX said .", 'the first gap is the one to fill'
     with pytest.raises(ValueError, match='is not UTF-8: byte 2 is 0xff'):
-        benchmarks.read_cbt(write('cbt', b'1 \xff .\n'))
-    with pytest.raises(ValueError, match='line 21: there is nothing to choose from'):
-        benchmarks.read_cbt(write('cbt', ''.join(lines).replace('yes|no|maybe', 'no|no')))
+        cbt.read('cbt-cn', write('cbt', b'1 \xff .\n'))
+    with pytest.raises(ValueError, match='line 21: all candidates are the same'):
+        cbt.read('cbt-cn', write('cbt', ''.join(lines).replace('yes|no|maybe', 'no|no')))
     with pytest.raises(ValueError, match='line 21: the answer is not among'):
-        benchmarks.read_cbt(write('cbt', ''.join(lines).replace('\tno\t', '\tnone\t')))
+        cbt.read('cbt-cn', write('cbt', ''.join(lines).replace('\tno\t', '\tnone\t')))
     with pytest.raises(ValueError, match='does not end with a question'):
-        benchmarks.read_cbt(write('cbt', ''.join(lines[:20])))
+        cbt.read('cbt-cn', write('cbt', ''.join(lines[:20])))
 
 
-def test_each_figure_of_the_paper_has_a_reading_that_is_one_of_its_benchmark():
+PAPERS = [(benchmark, metric, paper) for benchmark, entry in benchmarks.BENCHMARKS.items()
+          for metric, paper in entry['paper'].items()]
+
+
+def test_paper_protocols_are_measured():
     """A protocol that nobody measures would leave its line out of the table silently."""
-    assert set(benchmarks.NEAREST) == set(benchmarks.PAPER)
-    for (benchmark, metric), protocol in benchmarks.NEAREST.items():
+    for benchmark, metric, paper in PAPERS:
         if benchmark not in ('lambada', 'cbt-cn', 'cbt-ne'):
-            assert protocol in ['%s; %s per %s' % (reading.name, kind, unit)
-                                for reading in benchmarks.text_readings(benchmark, 'a b')
-                                for unit, _, kind in benchmarks.denominators(benchmark, 'a b', 1) if kind == metric]
+            counts = language_modeling.denominators(benchmark, 'a b', 1)
+            assert paper['protocol'] in ['%s; %s per %s' % (reading.name, metric, count.unit) for count in counts
+                                      for reading in language_modeling.readings(None, benchmark, 'a b')
+                                      if count.metric == metric]
 
 
 PAPER = """
@@ -120,8 +129,8 @@ WikiText103  37.50 26.37 22.05 17.48
 """
 
 
-def test_the_papers_figures_are_those_of_its_table_3_beside_the_released_models_only():
-    """Table 3 of Radford et al. 2019, once more: a figure mistyped here or there is found."""
+def test_paper_figures_are_those_of_table_3():
+    """Table 3 of Radford et al. 2019, typed a second time: a mistake in one of the copies is found."""
     metrics = {'PPL': 'perplexity', 'ACC': 'accuracy', 'BPB': 'bits', 'BPC': 'bits'}
     names = (('117M', '124M'), ('345M', '355M'), ('762M', '774M'), ('1542M', '1558M'))
     rows = [re.match(r'(\S+) ?([A-Z]{3})? +(.*)', line).groups() for line in PAPER.strip().splitlines()]
@@ -129,7 +138,7 @@ def test_the_papers_figures_are_those_of_its_table_3_beside_the_released_models_
         for both, figure in zip(names, figures.split()):
             for model in both:
                 assert benchmarks.paper_figure(model, name.lower(), metrics.get(metric, 'perplexity')) == float(figure)
-    assert len(rows) == len(benchmarks.PAPER)
+    assert len(rows) == len(PAPERS)
     assert benchmarks.paper_figure('demo', 'ptb', 'perplexity') is None
     assert benchmarks.paper_figure('117M', 'lambada', 'bits') is None
-    assert {benchmark for benchmark, _ in benchmarks.PAPER} == set(benchmarks.FILES) == set(benchmarks.COMMANDS)
+    assert {benchmark for benchmark, _, _ in PAPERS} == set(benchmarks.BENCHMARKS)

@@ -1,34 +1,33 @@
-"""checkpoint.py: models written by TensorFlow's own Saver are read whole or refused in plain words, and back again."""
+"""checkpoint.py: models saved by TensorFlow's own Saver are read in full or rejected in plain words, and back again."""
 import contextlib
+import importlib
 import json
 import os
 import shutil
+import sys
 import tempfile
-import threading
 
 import numpy as np
 import pytest
 
-import checkpoint
 import encoder
-import int8
-import kernels
+from gpt2 import checkpoint
+from gpt2 import releases
+from gpt2.system.tf1 import tf
 import model
-import process
-import reference
-import releases
-import tiny
-from tf1 import tf
+from helpers import reference, tiny
+from helpers.paths import SRC
+from helpers.processes import finished
 
 DATA, INDEX = 'model.ckpt.data-00000-of-00001', 'model.ckpt.index'
 SEVEN_FILES = sorted(['checkpoint', 'encoder.json', 'hparams.json', 'model.ckpt.meta', 'vocab.bpe', DATA, INDEX])
-# What the bucket of 2019 answers today, and what OpenAI's script stores under the names of the files.
+# What the bucket of 2019 answers today, and OpenAI's script saves under the names of the files.
 ERROR_PAGE = b"<?xml version='1.0' encoding='UTF-8'?><Error><Code>NoSuchBucket</Code></Error>"
 
 
 @pytest.fixture
 def models_dir(tiny_models, tmp_path):
-    """A copy of the models_dir with the tiny model, for a test to damage."""
+    """A copy of the models_dir with the tiny model, which a test may damage."""
     folder = str(tmp_path / 'models')
     shutil.copytree(tiny_models, folder)
     return folder
@@ -58,7 +57,7 @@ def build(models_dir='models', name='tiny', scope='model', **changes):
 
 @pytest.fixture(scope='module')
 def network(tiny_models):
-    """A session with the tiny model's network, shared because building it is what takes time here."""
+    """A session with the tiny model's network, shared because building it takes most of the time here."""
     with tf.Graph().as_default(), tf.Session() as sess:
         build(tiny_models)
         yield sess
@@ -84,23 +83,53 @@ def tiny_weights(**changes):
     return tiny.random_weights(tiny.hparams(n_vocab=tiny.N_BYTE_VOCAB), **changes)
 
 
+# check_modules
+
+@pytest.mark.parametrize('name', ['model', 'sample', 'encoder'])
+def test_check_modules_names_a_module_of_the_user_s_own(tmp_path, monkeypatch, name):
+    """Beside the user's program it is found first, and ours would fail on it with an error that explains nothing."""
+    own = tmp_path / (name + '.py')
+    own.write_text('')
+    checkpoint.check_modules()
+    ours = importlib.import_module(name)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    checkpoint.check_modules()  # as long as ours is imported
+    monkeypatch.delitem(sys.modules, name)
+    for _ in ('found', 'imported'):
+        with pytest.raises(ImportError) as error:
+            checkpoint.check_modules()
+        assert str(own) in str(error.value) and ours.__file__ in str(error.value) and 'rename' in str(error.value)
+        importlib.import_module(name)
+    monkeypatch.setitem(sys.modules, name, ours)
+
+
+def test_check_modules_is_called_by_whatever_a_user_imports(tmp_path):
+    """As README.md shows it, in a program that has an encoder.py of its own beside it."""
+    (tmp_path / 'encoder.py').write_text('')
+    (tmp_path / 'main.py').write_text('import sys\nsys.path.append(%r)\nfrom gpt2.sampler import load\n' % SRC)
+    status, stdout, stderr = finished([sys.executable, str(tmp_path / 'main.py')])
+    last = stderr.decode('utf-8').strip().split('\n')[-1]
+    assert (status, stdout) == (1, b'') and last.startswith('ImportError: ') and str(tmp_path / 'encoder.py') in last
+
+
 # model_dir
 
-def test_a_complete_model_is_found(tiny_models):
+def test_model_dir_finds_a_complete_model(tiny_models):
     assert checkpoint.model_dir('tiny', tiny_models) == os.path.join(tiny_models, 'tiny')
     assert sorted(os.listdir(os.path.join(tiny_models, 'tiny'))) == SEVEN_FILES
 
 
 @pytest.mark.parametrize('name', [name for name in SEVEN_FILES if name != 'model.ckpt.meta'])  # which nothing reads
-def test_a_missing_file_is_named_with_its_folder_and_the_remedy(models_dir, name):
+def test_model_dir_names_a_missing_file_with_folder_and_remedy(models_dir, name):
     os.remove(tiny_file(models_dir, name))
     with pytest.raises(FileNotFoundError) as error:
         checkpoint.model_dir('tiny', models_dir)
-    for part in (name, os.path.join(models_dir, 'tiny'), 'download_model.py'):
+    remedy = 'model_checkpoint_path' if name == 'checkpoint' else 'download_model.py'
+    for part in (name, os.path.join(models_dir, 'tiny'), remedy):
         assert part in str(error.value)
 
 
-def test_all_missing_files_are_named_at_once(models_dir):
+def test_model_dir_names_all_missing_files_at_once(models_dir):
     for name in ('encoder.json', 'hparams.json', 'vocab.bpe'):
         os.remove(tiny_file(models_dir, name))
     with pytest.raises(FileNotFoundError, match='encoder.json.*vocab.bpe') as error:
@@ -109,14 +138,14 @@ def test_all_missing_files_are_named_at_once(models_dir):
 
 
 @pytest.mark.parametrize('name, command', [
-    ('117M', 'download_model.py 117M'), ('1558M', 'download_model.py 1558M'), ('mine', 'download_model.py 124M')])
-def test_a_missing_model_is_answered_with_the_command_and_what_there_is(tiny_models, name, command):
+    ('117M', 'download_model.py 117M'), ('1558M', 'download_model.py 1558M'), ('mine', 'download_model.py 117M')])
+def test_model_dir_answers_a_missing_model_with_the_command_and_the_models_there(tiny_models, name, command):
     with pytest.raises(FileNotFoundError, match=command) as error:
         checkpoint.model_dir(name, tiny_models)
     assert name in str(error.value) and tiny_models in str(error.value) and 'tiny' in str(error.value)
 
 
-def test_a_relative_models_dir_is_looked_up_from_here_and_then_from_the_repository(models_dir, tmp_path, monkeypatch):
+def test_model_dir_looks_from_here_and_then_from_the_repository(models_dir, tmp_path, monkeypatch):
     elsewhere = tmp_path / 'elsewhere'
     elsewhere.mkdir()
     monkeypatch.chdir(str(elsewhere))
@@ -126,13 +155,13 @@ def test_a_relative_models_dir_is_looked_up_from_here_and_then_from_the_reposito
     assert os.path.samefile(checkpoint.model_dir('tiny'), str(elsewhere / 'models' / 'tiny'))
 
 
-def test_models_dir_may_start_with_the_home_folder(models_dir, tmp_path, monkeypatch):
+def test_model_dir_may_start_with_the_home_folder(models_dir, tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
     assert os.path.samefile(checkpoint.model_dir('tiny', '~/models'), os.path.join(models_dir, 'tiny'))
 
 
 @pytest.mark.parametrize('models_dir', ['~/mine', '$MINE', '${MINE}/../mine'])
-def test_a_new_model_is_made_where_model_folder_finds_it(tmp_path, monkeypatch, models_dir):
+def test_new_model_dir_is_where_model_folder_finds_it(tmp_path, monkeypatch, models_dir):
     """~ and variables mean what they mean in a shell."""
     monkeypatch.setenv('HOME', str(tmp_path))
     monkeypatch.setenv('MINE', str(tmp_path / 'mine'))
@@ -143,7 +172,7 @@ def test_a_new_model_is_made_where_model_folder_finds_it(tmp_path, monkeypatch, 
     assert releases.model_folder('new', models_dir) == folder
 
 
-def test_a_new_model_is_made_in_the_models_of_the_working_directory_or_else_of_the_repository(tmp_path, monkeypatch):
+def test_new_model_dir_is_in_models_of_the_working_directory_or_else_of_the_repository(tmp_path, monkeypatch):
     (tmp_path / 'here').mkdir()
     monkeypatch.chdir(str(tmp_path / 'here'))
     monkeypatch.setattr(releases, 'REPOSITORY', str(tmp_path))
@@ -155,8 +184,8 @@ def test_a_new_model_is_made_in_the_models_of_the_working_directory_or_else_of_t
 
 # load_hparams
 
-def test_released_hparams_are_read(shared):
-    assert checkpoint.load_hparams('117M', shared).values() == {
+def test_load_hparams_reads_the_release(released_117M):
+    assert checkpoint.load_hparams(*releases.name_and_dir(released_117M)).values() == {
         'n_vocab': 50257, 'n_ctx': 1024, 'n_embd': 768, 'n_head': 12, 'n_layer': 12}
 
 
@@ -167,13 +196,14 @@ def test_released_hparams_are_read(shared):
     ('{"n_vocab": 257, "n_ctx": 32, "n_embd": 8, "n_head": 3, "n_layer": 2}', 'n_head.*divide'),
     ('{"n_vocab": 257, "n_ctx": "32", "n_embd": 8, "n_head": 2, "n_layer": 2}', "n_ctx is '32'"),
     ('{"n_vocab": 257, "n_ctx": 32, "n_embd": 8, "n_head": 0, "n_layer": 2}', 'n_head is 0'),
-    ('{"n_vocab": 100000000000000000000, "n_ctx": 32, "n_embd": 8, "n_head": 2, "n_layer": 2}', 'n_vocab is 1000.* 2147483647'),
+    ('{"n_vocab": 100000000000000000000, "n_ctx": 32, "n_embd": 8, "n_head": 2, "n_layer": 2}',
+     'n_vocab is 1000.* 2147483647'),
     ('{"n_vocab": 257, "n_ctx": 32, "n_embd": 1e400, "n_head": 2, "n_layer": 2}', 'n_embd is inf'),
     ('{"n_vocab": 258, "n_ctx": 32, "n_embd": 8, "n_head": 2, "n_layer": 2}', '257 tokens.*258'),
     ('{"n_vocab": 256, "n_ctx": 32, "n_embd": 8, "n_head": 2, "n_layer": 2}', '257 tokens.*256'),
     ('[' * 100000 + ']' * 100000, 'nested'), ('[257, 32, 8, 2, 2]', None), ('2', None), ('null', None), ('', None),
     ('{"n_vocab": 257, ', None), (ERROR_PAGE.decode('ascii'), None)])
-def test_hparams_that_describe_no_model_are_refused(models_dir, content, said):
+def test_load_hparams_rejects_what_describes_no_model(models_dir, content, said):
     path = tiny_file(models_dir, 'hparams.json')
     overwrite(path, content.encode('utf-8'))
     with pytest.raises(ValueError, match=said) as error:
@@ -184,11 +214,13 @@ def test_hparams_that_describe_no_model_are_refused(models_dir, content, said):
 
 # restore
 
-def test_every_variable_is_restored(network, tiny_models):
+@pytest.mark.slow
+def test_restore_loads_every_variable(network, tiny_models):
     assert_same_weights(restored_weights(network, tiny_models), tiny_weights())
 
 
-def test_the_restored_model_computes_what_the_papers_say(sess, tiny_models):
+@pytest.mark.slow
+def test_restore_makes_a_model_that_equals_the_papers(sess, tiny_models):
     tokens_BT, logits_BTV = build(tiny_models)
     checkpoint.restore(sess, 'tiny', tiny_models)
     tokens = np.arange(20).reshape([2, 10])
@@ -203,8 +235,8 @@ def test_restore_into_another_scope(sess, tiny_models):
     assert_same_weights(found, {'other/' + name: array for name, array in tiny_weights().items()})
 
 
-def test_restore_changes_only_the_model_s_variables(sess, tiny_models):
-    """Not an optimizer's, whose names begin like the model's, nor those of a scope whose name begins like the model's."""
+def test_restore_changes_only_the_models_variables(sess, tiny_models):
+    """Not an optimizer's, whose names begin alike, nor those of a scope whose name begins alike."""
     build(tiny_models)
     others = [tf.get_variable('model/wte/Adam', initializer=3.0, trainable=False),
               tf.get_variable('model_b/w', initializer=4.0), tf.get_variable('step', initializer=5.0)]
@@ -213,35 +245,40 @@ def test_restore_changes_only_the_model_s_variables(sess, tiny_models):
     assert sess.run(others) == [3.0, 4.0, 5.0]
 
 
-def test_restore_before_the_graph_is_built_is_refused(sess, tiny_models):
+def test_restore_before_the_graph_is_built_is_an_error(sess, tiny_models):
     with pytest.raises(ValueError, match='build the model first'):
         checkpoint.restore(sess, 'tiny', tiny_models)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('changes, named, n_more', [
     (dict(n_layer=4, n_ctx=16), ['model/wpe has shape [32, 8] instead of [16, 8]', 'model/h2/attn/c_attn/b is missing',
                                  'model/h2/attn/c_attn/w is missing'], 22),
     (dict(n_layer=1), ['model/h1/attn/c_attn/b is left over', 'model/h1/attn/c_attn/w is left over',
                        'model/h1/attn/c_proj/b is left over'], 9),
-    (dict(n_ctx=31), ['model/wpe has shape [32, 8] instead of [31, 8]'], 0)], ids=['more layers', 'fewer layers', 'context'])
-def test_weights_of_another_model_are_refused(sess, tiny_models, changes, named, n_more):
+    (dict(n_ctx=31), ['model/wpe has shape [32, 8] instead of [31, 8]'], 0)],
+    ids=['more layers', 'fewer layers', 'context'])
+def test_restore_rejects_weights_of_another_model(sess, tiny_models, changes, named, n_more):
     """Before anything is restored. The message names the first three variables and counts the others."""
     build(tiny_models, **changes)
     with pytest.raises(ValueError) as error:
         checkpoint.restore(sess, 'tiny', tiny_models)
-    prefix = os.path.join(tiny_models, 'tiny', 'model.ckpt')
-    assert str(error.value) == 'the weights in %s.* do not fit hparams.json: %s%s; take both from the same model' % (
-        prefix, ', '.join(named), ' and %d more' % n_more if n_more else '')
+    message = str(error.value)
+    assert os.path.join(tiny_models, 'tiny', 'model.ckpt') in message and 'hparams.json' in message
+    assert ', '.join(named) in message and message.count('model/') == len(named)
+    assert ('%d more' % n_more in message) if n_more else ('more' not in message)
     assert len(sess.run(tf.report_uninitialized_variables())) == len(tf.global_variables())
 
 
-def test_other_variables_in_a_checkpoint_of_a_training_are_ignored(sess, tiny_models, tmp_path):
+@pytest.mark.slow
+def test_restore_ignores_other_variables_of_a_training_checkpoint(sess, tiny_models, tmp_path):
     """An optimizer's averages under the variables' names, a step, another network."""
     build(tiny_models)
     shutil.copytree(os.path.join(tiny_models, 'tiny'), str(tmp_path / 'tiny'))
     with tf.Graph().as_default(), tf.Session() as other:
-        weights = dict(tiny_weights(), **{name: np.zeros([2]) for name in (
-            'model/wte/Adam', 'model/h0/attn/c_attn/w/Adam_1', 'beta1_power', 'global_step', 'model_b/h5/w', 'other/model/w')})
+        others = ('model/wte/Adam', 'model/h0/attn/c_attn/w/Adam_1', 'beta1_power', 'global_step', 'model_b/h5/w',
+                  'other/model/w')
+        weights = dict(tiny_weights(), **{name: np.zeros([2]) for name in others})
         for name, array in weights.items():
             tf.Variable(tf.placeholder(tf.float32, array.shape), name=name)
         tiny.assign(other, weights)
@@ -250,8 +287,8 @@ def test_other_variables_in_a_checkpoint_of_a_training_are_ignored(sess, tiny_mo
     assert_same_weights({variable.op.name: sess.run(variable) for variable in tf.global_variables()}, tiny_weights())
 
 
-def refusal(network, models_dir):
-    """The message with which restore refuses the tiny model, or None if it restored every weight as it should be."""
+def rejection(network, models_dir):
+    """The message with which restore rejects the tiny model, or None if it restored every weight correctly."""
     try:
         found = restored_weights(network, models_dir)
     except ValueError as error:
@@ -259,8 +296,8 @@ def refusal(network, models_dir):
     assert_same_weights(found, tiny_weights())
 
 
-def assert_refused_in_plain_words(network, models_dir):
-    message = refusal(network, models_dir)
+def assert_rejected_in_plain_words(network, models_dir):
+    message = rejection(network, models_dir)
     assert message is not None
     assert 'truncated or corrupt' in message and os.path.join(models_dir, 'tiny', 'model.ckpt') in message
     assert '\n' not in message and 'node' not in message.lower() and len(message) < 400
@@ -268,42 +305,101 @@ def assert_refused_in_plain_words(network, models_dir):
 
 @pytest.mark.parametrize('name', [DATA, INDEX])
 @pytest.mark.parametrize('n_kept', [0, 1, 0.5, -1], ids=['empty', 'one byte', 'half', 'all but one byte'])
-def test_truncated_weights_are_refused(network, models_dir, name, n_kept):
+def test_restore_rejects_truncated_weights(network, models_dir, name, n_kept):
     path = tiny_file(models_dir, name)
     content = content_of(path)
     overwrite(path, content[:int(n_kept * len(content)) if n_kept == 0.5 else n_kept])
-    assert_refused_in_plain_words(network, models_dir)
+    assert_rejected_in_plain_words(network, models_dir)
 
 
 @pytest.mark.parametrize('name', [DATA, INDEX])
-def test_an_error_page_in_place_of_weights_is_refused(network, models_dir, name):
+def test_restore_rejects_an_error_page_in_place_of_weights(network, models_dir, name):
     overwrite(tiny_file(models_dir, name), ERROR_PAGE)
-    assert_refused_in_plain_words(network, models_dir)
+    assert_rejected_in_plain_words(network, models_dir)
 
 
 @pytest.mark.parametrize('place', [0, 0.1, 0.5, 0.9, 1])
-def test_a_wrong_byte_in_the_weights_is_noticed(network, models_dir, place):
+def test_restore_notices_a_wrong_byte_in_the_weights(network, models_dir, place):
     path = tiny_file(models_dir, DATA)
     content = bytearray(content_of(path))
     content[int(place * (len(content) - 1))] ^= 1
     overwrite(path, content)
-    assert_refused_in_plain_words(network, models_dir)
+    assert_rejected_in_plain_words(network, models_dir)
 
 
-def test_a_wrong_byte_in_the_index_does_no_harm(network, models_dir):
-    """A few bytes mean nothing, and any other is noticed: there are never wrong weights, and no other exception."""
+@pytest.mark.slow
+def test_restore_with_a_wrong_byte_in_the_index_never_loads_wrong_weights(network, models_dir):
+    """A few bytes have no effect, and every other one is noticed, by no other exception than ValueError."""
     path = tiny_file(models_dir, INDEX)
     content = content_of(path)
-    n_refused = 0
-    places = list(range(0, len(content), 47)) + list(range(len(content) - 48, len(content)))  # the footer, which has no CRC
+    n_rejected = 0
+    footer = range(len(content) - 48, len(content))  # has no CRC
+    places = list(range(0, len(content), 47)) + list(footer)
     for place in places:
         overwrite(path, content[:place] + bytes([content[place] ^ 1]) + content[place + 1:])
-        n_refused += refusal(network, models_dir) is not None
-    assert 0 < n_refused < len(places)
+        n_rejected += rejection(network, models_dir) is not None
+    assert 0 < n_rejected < len(places)
+
+
+@pytest.mark.parametrize('error', [tf.errors.NotFoundError, tf.errors.PermissionDeniedError, tf.errors.DataLossError,
+                                   tf.errors.UnavailableError, tf.errors.UnknownError])
+def test_restore_calls_only_that_damage_which_the_checksums_show(network, tiny_models, monkeypatch, error):
+    """TensorFlow calls much else so: too many open files are a DataLossError. Nobody is to throw sound files away."""
+    def fail(prefix):
+        raise error(None, None, 'the server is away\nand more')
+
+    monkeypatch.setattr(tf.train, 'load_checkpoint', fail)
+    with pytest.raises(OSError, match='cannot read the weights in .*tiny.model.ckpt.*: the server is away$') as caught:
+        with network.graph.as_default():
+            checkpoint.restore(network, 'tiny', tiny_models)
+    assert 'corrupt' not in str(caught.value)
+
+
+PATTERNS = ['my [old] models', '[x]', 'what?', 'all*', 'back\\slash', os.fsdecode(b'mod\xe8les'),
+            os.fsencode('модели').decode('ascii', 'surrogateescape')]  # the last as Python has it in a POSIX locale
+
+
+@pytest.mark.parametrize('name', PATTERNS, ids=ascii)
+def test_restore_and_save_in_a_folder_that_tensorflow_would_not_find(network, tiny_models, tmp_path, name):
+    """It takes a path for a pattern and for UTF-8, though the folder can be made, and is found by everyone else."""
+    folder = os.path.join(str(tmp_path), name)
+    shutil.copytree(tiny_models, folder)
+    assert_same_weights(restored_weights(network, folder), tiny_weights())
+    with network.graph.as_default():
+        tiny.assign(network, tiny_weights(seed=1))
+    source = os.path.join(tiny_models, 'tiny')
+    checkpoint.save(network, os.path.join(folder, 'mine'), checkpoint.load_hparams('tiny', tiny_models), source, step=3)
+    assert_same_weights(restored_weights(network, folder, 'mine'), tiny_weights(seed=1))
+    assert len(os.listdir(os.path.join(folder, 'mine'))) == len(SEVEN_FILES)
+
+
+@pytest.mark.parametrize('weights', ['run[1].ckpt', 'a*', 'a?'])
+def test_model_dir_rejects_weights_whose_name_tensorflow_takes_for_a_pattern(models_dir, weights):
+    overwrite(tiny_file(models_dir, 'checkpoint'), ('model_checkpoint_path: "%s"\n' % weights).encode('utf-8'))
+    with pytest.raises(ValueError, match='pattern; rename') as error:
+        checkpoint.model_dir('tiny', models_dir)
+    assert weights in str(error.value)
+
+
+@pytest.mark.parametrize('name, value', [('model/wte', np.nan), ('model/h1/mlp/c_proj/b', np.inf),
+                                         ('model/h0/attn/c_attn/w', -np.inf)])
+def test_restore_rejects_weights_that_are_not_finite(network, tmp_path, name, value):
+    """A single one: the model would print '!!!!' for ever."""
+    weights = tiny_weights()
+    weights[name].flat[-1] = value
+    tiny.write_model(str(tmp_path / 'tiny'), tiny.hparams(n_vocab=tiny.N_BYTE_VOCAB), weights)
+    assert rejection(network, str(tmp_path)).startswith('%s in %s' % (name, tmp_path / 'tiny' / 'model.ckpt'))
+
+
+def test_restore_accepts_weights_whose_sum_is_not_finite(network, tmp_path):
+    weights = tiny_weights()
+    weights['model/wpe'][:] = 3e38
+    tiny.write_model(str(tmp_path / 'tiny'), tiny.hparams(n_vocab=tiny.N_BYTE_VOCAB), weights)
+    assert_same_weights(restored_weights(network, str(tmp_path)), weights)
 
 
 def read_everything(network, models_dir):
-    """What a script reads of the tiny model."""
+    """Read all that a script reads of the tiny model."""
     encoder.get_encoder('tiny', models_dir)
     checkpoint.load_hparams('tiny', models_dir)
     checkpoint.restore(network, 'tiny', models_dir)
@@ -311,7 +407,7 @@ def read_everything(network, models_dir):
 
 @contextlib.contextmanager
 def permissions(modes):
-    """Set permissions {path: mode} during a block, in which root becomes an ordinary user."""
+    """Set permissions {path: mode} for a block, in which root becomes an ordinary user."""
     for path in modes:
         os.chmod(path, modes[path])
     as_root = os.geteuid() == 0
@@ -328,7 +424,7 @@ def permissions(modes):
 
 @pytest.fixture
 def open_models_dir(tiny_models):
-    """A copy of the models_dir that everybody may read; pytest's own folders are private."""
+    """A copy of the models_dir that everyone may read; pytest's own folders are private."""
     folder = tempfile.mkdtemp()
     shutil.copytree(os.path.join(tiny_models, 'tiny'), os.path.join(folder, 'tiny'))
     os.chmod(folder, 0o755)
@@ -336,14 +432,14 @@ def open_models_dir(tiny_models):
     shutil.rmtree(folder)
 
 
-on_posix = pytest.mark.skipif(not hasattr(os, 'geteuid'), reason='this system has other permissions')
+on_posix = pytest.mark.skipif(not hasattr(os, 'geteuid'), reason='needs permissions as POSIX has them')
 
 
 @on_posix
 @pytest.mark.parametrize('name, mode', [('', 0), ('tiny', 0), ('tiny', 0o444)] + [
     (os.path.join('tiny', name), 0) for name in SEVEN_FILES if name != 'model.ckpt.meta'])
-def test_a_file_without_permission_is_not_called_missing_or_corrupt(network, open_models_dir, name, mode):
-    """Likewise a folder without permission, or one that may be listed but not entered. The message has the path."""
+def test_restore_does_not_call_a_file_without_permission_missing_or_corrupt(network, open_models_dir, name, mode):
+    """Nor a folder without permission, or one that may be listed but not entered. The message has the path."""
     path = os.path.join(open_models_dir, name) if name else open_models_dir
     read_everything(network, open_models_dir)
     with pytest.raises(PermissionError, match='Permission denied') as error, permissions({path: mode}):
@@ -352,7 +448,7 @@ def test_a_file_without_permission_is_not_called_missing_or_corrupt(network, ope
 
 
 @on_posix
-def test_a_folder_that_may_be_entered_but_not_listed(network, open_models_dir):
+def test_restore_from_a_folder_that_may_be_entered_but_not_listed(network, open_models_dir):
     """TensorFlow 1.12 lists it; newer ones need not."""
     folder = os.path.join(open_models_dir, 'tiny')
     with permissions({folder: 0o111}):
@@ -363,7 +459,7 @@ def test_a_folder_that_may_be_entered_but_not_listed(network, open_models_dir):
 
 
 @pytest.mark.parametrize('content', [b'', ERROR_PAGE, b'\xff\xfe\x00'])
-def test_a_checkpoint_file_that_names_no_weights_is_refused(models_dir, content):
+def test_model_dir_rejects_a_checkpoint_file_that_names_no_weights(models_dir, content):
     overwrite(tiny_file(models_dir, 'checkpoint'), content)
     with pytest.raises(ValueError, match='names no checkpoint') as error:
         checkpoint.model_dir('tiny', models_dir)
@@ -371,17 +467,56 @@ def test_a_checkpoint_file_that_names_no_weights_is_refused(models_dir, content)
 
 
 @pytest.mark.parametrize('named', ['/home/somebody/models/old/model.ckpt', '../old/model.ckpt'])
-def test_a_model_that_was_moved_is_found_where_it_is(network, models_dir, named):
-    """TensorFlow's own Saver may write where the weights were when it saved them."""
+def test_restore_finds_a_model_that_was_moved(network, models_dir, named):
+    """TensorFlow's own Saver may store the path that the weights had when it saved them."""
     overwrite(tiny_file(models_dir, 'checkpoint'), ('model_checkpoint_path: "%s"\n' % named).encode('utf-8'))
     assert_same_weights(restored_weights(network, models_dir), tiny_weights())
+
+
+def test_restore_does_not_call_weights_corrupt_that_exceed_the_memory(network, tiny_models, monkeypatch):
+    class Saver(object):
+        def restore(self, sess, prefix):
+            raise tf.errors.ResourceExhaustedError(None, None, 'OOM when allocating tensor with shape[50257,768]')
+
+    monkeypatch.setattr(checkpoint, 'saver', lambda graph, variables: Saver())
+    with network.graph.as_default(), pytest.raises(ValueError, match='out of memory.*tiny.model.ckpt') as error:
+        checkpoint.restore(network, 'tiny', tiny_models)
+    assert 'corrupt' not in str(error.value)
+
+
+# load_hparams
+
+@pytest.mark.parametrize('changes, named', [
+    ({'n_layer': 2147483647}, 'n_layer is 2147483647; it must be a whole number of 1 to 1000'),
+    ({'n_layer': 1000}, 'n_layer 1000, and the weights beside it have 2'),
+    ({'n_layer': 1}, 'n_layer 1, .* 2'),
+    ({'n_ctx': 2 ** 30}, 'n_ctx 1073741824, .* 32'), ({'n_embd': 2 ** 30}, 'n_embd 1073741824, .* 8'),
+    ({'n_vocab': 2 ** 30}, 'n_vocab in the hparams.json'), ({'n_layer': 'x'}, "n_layer is 'x'; it must be a whole"),
+    ({'n_layer': [2]}, 'n_layer is .2.; it must be'), ({'n_layer': True}, 'n_layer is True; it must be'),
+    ({'n_head': 0}, 'n_head is 0'), ({'n_layers': 2}, 'unknown hyperparameters .n_layers')], ids=str)
+def test_load_hparams_rejects_numbers_that_are_not_those_of_the_weights(models_dir, changes, named):
+    """Before a network of a billion layers is built."""
+    path = tiny_file(models_dir, 'hparams.json')
+    overwrite(path, json.dumps(dict(json.loads(content_of(path).decode('utf-8')), **changes)).encode('utf-8'))
+    with pytest.raises(ValueError, match=named) as error:
+        checkpoint.load_hparams('tiny', models_dir)
+    assert path in str(error.value) or 'n_vocab' in changes
+
+
+def test_load_hparams_needs_no_weights(models_dir):
+    """A new training run has none."""
+    os.remove(tiny_file(models_dir, INDEX))
+    expected = checkpoint.load_hparams('tiny', models_dir).values()
+    os.remove(tiny_file(models_dir, 'checkpoint'))
+    assert checkpoint.load_hparams('tiny', models_dir).values() == expected == {
+        'n_vocab': 257, 'n_ctx': 32, 'n_embd': 8, 'n_head': 2, 'n_layer': 2}
 
 
 # save
 
 @pytest.fixture
 def save(network, tiny_models, tmp_path):
-    """Returns save(weights, options of checkpoint.save): a save of the network with these weights into tmp_path/mine."""
+    """save(weights, options of checkpoint.save): saves the network with these weights into tmp_path/mine."""
     hparams = checkpoint.load_hparams('tiny', tiny_models)
 
     def save(weights, **options):
@@ -391,7 +526,7 @@ def save(network, tiny_models, tmp_path):
     return save
 
 
-def test_a_saved_model_is_complete_and_restores_to_the_same_weights(network, save, tiny_models, tmp_path):
+def test_save_makes_a_complete_model_that_restores_to_the_same_weights(network, save, tiny_models, tmp_path):
     weights = tiny_weights(seed=1)
     save(weights)
     assert sorted(os.listdir(str(tmp_path / 'mine'))) == SEVEN_FILES
@@ -403,8 +538,8 @@ def test_a_saved_model_is_complete_and_restores_to_the_same_weights(network, sav
         'n_vocab': 257, 'n_ctx': 32, 'n_embd': 8, 'n_head': 2, 'n_layer': 2}
 
 
-def test_tensorflow_itself_finds_a_saved_model(network, save, tmp_path):
-    """Also when the folder has moved. The model holds the release's variables and no others."""
+def test_save_makes_a_model_that_tensorflow_itself_finds(network, save, tmp_path):
+    """Also after the folder has moved. The model has the release's variables and no others."""
     save(tiny_weights())
     os.rename(str(tmp_path / 'mine'), str(tmp_path / 'moved'))
     prefix = tf.train.latest_checkpoint(str(tmp_path / 'moved'))
@@ -414,8 +549,8 @@ def test_tensorflow_itself_finds_a_saved_model(network, save, tmp_path):
     assert_same_weights(restored_weights(network, str(tmp_path), 'moved'), tiny_weights())
 
 
-def test_saving_again_replaces_the_weights(network, save, tmp_path):
-    """And not the vocabulary, which stays the same while a model is trained."""
+def test_save_again_replaces_the_weights(network, save, tmp_path):
+    """But not the vocabulary, which stays the same while a model is trained."""
     inodes = []
     for seed in (1, 2):
         save(tiny_weights(seed=seed))
@@ -425,7 +560,7 @@ def test_saving_again_replaces_the_weights(network, save, tmp_path):
     assert_same_weights(restored_weights(network, str(tmp_path), 'mine'), tiny_weights(seed=2))
 
 
-def test_numbered_saves_that_are_not_kept_are_removed(network, save, tmp_path):
+def test_save_removes_numbered_saves_that_are_not_kept(network, save, tmp_path):
     for step in (9, 10, 100):
         save(tiny_weights(seed=step), step=step, keep=2)
     weights = sorted(name for name in os.listdir(str(tmp_path / 'mine')) if name.startswith('model.ckpt'))
@@ -435,7 +570,7 @@ def test_numbered_saves_that_are_not_kept_are_removed(network, save, tmp_path):
 
 
 @pytest.mark.parametrize('n_done', range(5))
-def test_a_save_that_breaks_off_leaves_a_whole_model(network, save, tmp_path, monkeypatch, n_done):
+def test_save_that_breaks_off_leaves_a_complete_model(network, save, tmp_path, monkeypatch, n_done):
     """Whichever of the renames fails."""
     replace, renamed = os.replace, []
 
@@ -452,133 +587,29 @@ def test_a_save_that_breaks_off_leaves_a_whole_model(network, save, tmp_path, mo
     assert_same_weights(restored_weights(network, str(tmp_path), 'mine'), tiny_weights(seed=1))
 
 
-# memory
+def test_save_variables_that_fails_leaves_no_unfinished_file(network, tmp_path, monkeypatch):
+    """Also in a folder whose name looks like a pattern."""
+    folder = tmp_path / 'my [first] model*'
+    folder.mkdir()
 
-def test_running_out_of_memory_is_reported_with_the_remedy(sess):
-    """Whether TensorFlow or Python runs out of it. Other errors pass."""
-    tensor = tf.random_uniform([2 ** 24, 2 ** 24])  # 1 PB: no process has so many addresses
-    for fail in (lambda: sess.run(tensor), lambda: bytearray(2 ** 60)):
-        with pytest.raises(ValueError) as error, checkpoint.out_of_memory('give a lower --batch_size'):
-            fail()
-        assert str(error.value) == 'out of memory; give a lower --batch_size'
-    with pytest.raises(ZeroDivisionError), checkpoint.out_of_memory('give a lower --batch_size'):
-        1 / 0
+    def fail(source, destination):
+        raise OSError('no space left on device')
 
-
-def test_weights_that_do_not_fit_into_memory_are_not_called_corrupt(network, tiny_models, monkeypatch):
-    class Saver(object):
-        def restore(self, sess, prefix):
-            raise tf.errors.ResourceExhaustedError(None, None, 'OOM when allocating tensor with shape[50257,768]')
-
-    monkeypatch.setattr(checkpoint, 'saver', lambda graph, variables: Saver())
-    with network.graph.as_default(), pytest.raises(ValueError, match='out of memory; the weights in .*tiny.model.ckpt') as error:
-        checkpoint.restore(network, 'tiny', tiny_models)
-    assert 'corrupt' not in str(error.value)
-
-
-# session
-
-@pytest.mark.parametrize('gpu, n_cores, n_parts, expected', [
-    (False, 2, 2, (2, 1)), (False, 9, 4, (4, 2)), (False, 1, 1, (1, 1)), (True, 8, 1, (0, 0))])
-def test_the_parts_of_the_work_get_equal_parts_of_the_cores(monkeypatch, gpu, n_cores, n_parts, expected):
-    """In a session for sampling. On a GPU, and in every other session, TensorFlow decides (0).
-
-    Every session runs on the CPU what a GPU cannot, and takes a GPU's memory as it needs it.
-    """
-    Session = tf.Session
-    configs = []
-    monkeypatch.setattr(tf, 'Session', lambda target, config: configs.append(config) or Session(config=config))
-    monkeypatch.setattr(process, 'n_cores', lambda: n_cores)
-    monkeypatch.setattr(kernels, 'on_gpu', lambda: gpu)
-    monkeypatch.setattr(kernels, 'n_parts', lambda: n_parts)
-    for sampling, threads in ((True, expected), (False, (0, 0))):
-        with checkpoint.session(sampling=sampling):
-            assert (configs[-1].inter_op_parallelism_threads, configs[-1].intra_op_parallelism_threads) == threads
-            assert configs[-1].allow_soft_placement and configs[-1].gpu_options.allow_growth
-
-
-@pytest.mark.skipif(tf.__version__.startswith('1.'), reason='TensorFlow 1.x has no TensorFloat-32')
-def test_samples_are_computed_in_full_float32():
-    """A setting of the process, which XLA reads when it compiles. What else a process computes keeps TensorFlow's own."""
-    enabled = tf.config.experimental.tensor_float_32_execution_enabled
-    tf.config.experimental.enable_tensor_float_32_execution(True)
-    with checkpoint.session():
-        assert enabled()
-    with checkpoint.session(sampling=True):
-        assert not enabled()
-    tf.config.experimental.enable_tensor_float_32_execution(True)
-
-
-def test_a_session_that_is_left_by_ctrl_c_does_not_wait_for_its_step():
-    """TensorFlow 1.12 would: a user would wait for a whole batch of samples."""
-    may_end, began, ended = threading.Event(), threading.Event(), threading.Event()
-
-    def step():
-        began.set()
-        may_end.wait(20)
-        ended.set()
-
-    with tf.Graph().as_default():
-        operation = tf.py_func(step, [], [])
-        with pytest.raises(KeyboardInterrupt):
-            with checkpoint.session() as sess:
-                running = threading.Thread(target=sess.run, args=(operation,))
-                running.start()
-                assert began.wait(60)
-                raise KeyboardInterrupt
-    assert not ended.is_set(), 'the session waited for its step'
-    may_end.set()
-    running.join()
+    monkeypatch.setattr(os, 'replace', fail)
+    with network.graph.as_default():
+        tiny.assign(network, tiny_weights())
+    with pytest.raises(OSError, match='no space left'):
+        checkpoint.save_variables(network, checkpoint.model_variables(network.graph), str(folder / 'model.ckpt'))
+    assert os.listdir(str(folder)) == []
 
 
 # checksum
 
 @pytest.mark.parametrize('name', ['model.ckpt.data-00000-of-00001', 'hparams.json', 'encoder.json', 'vocab.bpe'])
-def test_a_models_checksum_is_that_of_all_that_decides_what_it_writes(tiny_models, tmp_path, name):
+def test_checksum_changes_with_each_file_that_samples_depend_on(tiny_models, tmp_path, name):
     before = checkpoint.checksum('tiny', tiny_models)
     shutil.copytree(os.path.join(tiny_models, 'tiny'), str(tmp_path / 'other'))
     assert checkpoint.checksum('other', str(tmp_path)) == before
     with open(str(tmp_path / 'other' / name), 'ab') as file:
         file.write(b' ')
     assert checkpoint.checksum('other', str(tmp_path)) != before
-
-
-# precision
-
-@pytest.mark.parametrize('precision', ['half', 'INT8', ''])
-def test_a_precision_that_is_none_is_refused_with_those_there_are(precision):
-    with pytest.raises(ValueError, match='must be one of float32, int8'):
-        checkpoint.check_precision(precision)
-
-
-def test_in_float32_variables_are_what_they_are():
-    with tf.Graph().as_default(), checkpoint.precision('float32'):
-        assert tf.get_variable_scope().custom_getter is None and tf.get_variable_scope().name == ''
-
-
-@pytest.mark.skipif(not tf.__version__.startswith('1.'), reason='needs TensorFlow 1')
-def test_tensorflow_1_says_that_it_cannot_multiply_8_bit_weights():
-    with pytest.raises(ValueError, match='TensorFlow 1.12.0 on this processor cannot multiply 8-bit weights; use --precision'):
-        checkpoint.precision('int8')
-
-
-@pytest.mark.parametrize('broken', ['a product that is wrong', 'no such operation', 'an operation that fails'])
-def test_a_processor_or_tensorflow_that_cannot_is_told_so(monkeypatch, broken):
-    def product(byte_RN, values_NM, bias_M):
-        if broken == 'no such operation':
-            raise AttributeError("module 'tensorflow' has no such attribute")
-        return tf.placeholder(tf.float32) if broken == 'an operation that fails' else tf.fill([2, 32], 32767.0)
-
-    monkeypatch.setattr(int8, 'whole_product', product)
-    int8.check.cache_clear()
-    try:
-        with pytest.raises(ValueError, match='cannot multiply 8-bit weights; use --precision float32'):
-            checkpoint.precision('int8')
-    finally:
-        int8.check.cache_clear()
-
-
-def test_a_gpu_is_not_left_out_silently(monkeypatch):
-    monkeypatch.setattr(kernels, 'on_gpu', lambda: True)
-    with pytest.raises(ValueError, match='for a CPU; use --precision float32'):
-        checkpoint.precision('int8')

@@ -1,4 +1,4 @@
-"""corpus.py: documents are read as written, ids are the encoder's, no token is lost or seen twice."""
+"""corpus.py: documents are read as written, ids are those of the encoder, no token is lost or repeated."""
 import itertools
 import json
 import os
@@ -13,14 +13,18 @@ import tracemalloc
 import numpy as np
 import pytest
 
-import corpus
+from gpt2 import corpus
+from gpt2.evaluation import language_modeling
+from gpt2.generation import plan
+from gpt2.system import progress
+from helpers.paths import SRC
+from helpers.processes import SECONDS
 
-SRC = os.path.dirname(os.path.abspath(corpus.__file__))
 SEPARATOR = '<|endoftext|>'
 
 
 class ByteEncoder:
-    """A token is a byte; 256 ends a text."""
+    """A token is a byte; 256 is the end-of-text token."""
 
     end_of_text = 256
 
@@ -56,24 +60,27 @@ def ids_of(documents):
 
 # Documents
 
-def test_separators_divide_a_text_into_the_documents_it_was_joined_from(write):
+def test_read_documents_splits_at_separators(write):
+    """A text divides into the documents that it was joined from, by lines of their own or at the end of lines."""
     rng = random.Random(0)
-    lines = ['', 'a', ' ' + SEPARATOR, SEPARATOR + ' ', SEPARATOR * 2, 'a ' + SEPARATOR, '\u2028', '\x1c', '\ufeff']
+    lines = ['', 'a', SEPARATOR + '.', SEPARATOR + ' a', 'a' + SEPARATOR + 'b', '\u2028', '\x1c', '\ufeff']
     for newline in ('\n', '\r\n'):
         for _ in range(50):
             documents = ['\n'.join(['first'] + [rng.choice(lines) for _ in range(rng.randrange(5))])
                          for _ in range(rng.randrange(1, 5))]
-            joined = ('\n' + SEPARATOR + '\n').join(documents)
+            joined = ''.join(
+                text + rng.choice(['\n', '\n ', '\n\t '] if text.endswith('\n') else ['', '\n', '\n ']) + SEPARATOR
+                + rng.choice(['\n', ' \n', '\t  \n']) for text in documents[:-1]) + documents[-1]
             path = write('a.txt', joined.replace('\n', newline))
             assert list(corpus.read_documents(path)) == documents
 
 
-def test_a_text_without_a_separator_is_one_document_kept_whole(write):
-    for text in ('no newline', 'one\n', '\n\n two \n\n', 'a\rb', 'a' + SEPARATOR + '\n'):
+def test_read_documents_keeps_a_text_without_separators(write):
+    for text in ('no newline', 'one\n', '\n\n two \n\n', 'a\rb', 'a' + SEPARATOR + 'b\n', SEPARATOR + 'a'):
         assert list(corpus.read_documents(write('a.txt', text))) == [text]
 
 
-def test_the_end_of_a_file_may_be_a_separator_or_not(write):
+def test_read_documents_ends_at_a_separator_or_without(write):
     text = 'one\n%s\n\n%s\n' % (SEPARATOR, SEPARATOR)
     for ending in ('', SEPARATOR, SEPARATOR + '\n', SEPARATOR + '\r\n', SEPARATOR + '\n' + SEPARATOR + '\n'):
         assert list(corpus.read_documents(write('a.txt', text + ending))) == ['one']
@@ -81,26 +88,39 @@ def test_the_end_of_a_file_may_be_a_separator_or_not(write):
         assert list(corpus.read_documents(write('b.txt', text + 'two\n' + ending))) == ['one', last]
 
 
-def test_a_byte_order_mark_is_skipped(write):
+def test_read_documents_says_how_often_a_separator_was_text(write, capfd):
+    """Once, and with the number: where it is at the end of a line it separates documents, and elsewhere it does not."""
+    path = write('a.txt', 'A frog<|endoftext|>sat.<|endoftext|>\n<|endoftext|>A bird<|endoftext|> flew.\n'
+                 'A fox<|endoftext|> \n%s<|endoftext|>.\n' % ('x' * corpus.READ_BYTES))
+    for _ in range(2):
+        documents = list(corpus.read_documents(path))
+        assert [text[:8] for text in documents] == ['A frog<|', '<|endoft', 'x' * 8]
+    assert capfd.readouterr().err == ('%s: <|endoftext|> occurs 4 times inside a line, where it is text; it separates '
+                                      'documents at the end of a line\n' % path)
+    list(corpus.read_documents(write('b.txt', 'one<|endoftext|>\ntwo\n<|endoftext|>\n')))
+    assert capfd.readouterr().err == ''
+
+
+def test_read_documents_skips_a_byte_order_mark(write):
     assert list(corpus.read_documents(write('a.txt', b'\xef\xbb\xbfone'))) == ['one']
     assert list(corpus.read_documents(write('b.txt', b'\xef\xbb\xbf' + SEPARATOR.encode() + b'\ntwo'))) == ['two']
     assert list(corpus.read_documents(write('c.jsonl', b'\xef\xbb\xbf"one"\n"two"'))) == ['one', 'two']
     assert list(corpus.read_documents(write('d.txt', b'\xef\xbb\xbf'))) == []
 
 
-def test_a_pipe_is_read_as_a_file_is(tmpdir):
+def test_read_documents_reads_pipes(tmpdir):
     """As in `text <(zcat book.gz)`: a pipe has no seek and can be read only once."""
     pipe = str(tmpdir.join('pipe'))
     for content, found in ((b'\xef\xbb\xbfone\n', ['one\n']), (b'a', ['a']), (b'', [])):
         os.mkfifo(pipe)
-        writer = threading.Thread(target=lambda: tmpdir.join('pipe').write_binary(content))
+        writer = threading.Thread(target=tmpdir.join('pipe').write_binary, args=(content,))
         writer.start()
         assert list(corpus.read_documents(pipe)) == found
         writer.join()
         os.remove(pipe)
 
 
-def test_jsonl_holds_a_document_a_line(write):
+def test_read_documents_reads_jsonl(write):
     documents = ['one', 'two\n' + SEPARATOR + '\nthree', '\u2028\x85', '\U0001f600', 'CR\r\nLF']
     for ascii_only, newline in itertools.product((True, False), ('\n', '\r\n', '\n\n')):
         rows = [text if i % 2 else {'id': i, 'text': text} for i, text in enumerate(documents)]
@@ -108,7 +128,8 @@ def test_jsonl_holds_a_document_a_line(write):
         assert list(corpus.read_documents(path)) == documents
 
 
-def test_files_folders_globs_and_lists_are_read_in_a_stated_order(write, tmpdir):
+def test_read_documents_has_the_documented_order(write, tmpdir):
+    """Of files, folders, globs and lists."""
     b, a, c = write('b.txt', 'b'), write('a.jsonl', '"a"'), write('sub/c.txt', 'c')
     odd, other = write('odd, [1].txt', 'odd'), write('wiki.raw', 'raw')
     folder = str(tmpdir)
@@ -125,18 +146,75 @@ def test_files_folders_globs_and_lists_are_read_in_a_stated_order(write, tmpdir)
         assert list(corpus.read_documents(paths)) == expected
 
 
-def test_files_of_a_folder_or_a_glob_are_sorted_by_name(write, tmpdir, monkeypatch):
+def test_read_documents_passes_over_what_systems_add_to_a_folder(write, tmpdir, capfd):
+    """Hidden files and folders, and what is found through a second link; the rest is read, whatever its case."""
+    write('folder/b.TXT', 'b')
+    write('folder/._b.txt', '\0')
+    write('folder/.ipynb_checkpoints/b.txt', 'old')
+    write('folder/..2025/c.txt', 'c')  # a ConfigMap
+    write('elsewhere/a.JSONL', '"a"')
+    for target, link in (('..2025', '..data'), ('..data/c.txt', 'c.txt'), ('../elsewhere', 'more'), ('.', 'loop'),
+                         ('../elsewhere', 'again'), ('b.TXT', 'copy.txt'), ('nothing', 'lost.txt')):
+        os.symlink(target, str(tmpdir.join('folder', link)))
+    write('folder/table.csv', 'x')
+    assert list(corpus.read_documents(str(tmpdir.join('folder')))) == ['a', 'b', 'c']
+    assert capfd.readouterr().err == '%s: left out: hidden (4), neither .txt nor .jsonl (2)\n' % tmpdir.join('folder')
+    assert list(corpus.read_documents(str(tmpdir.join('elsewhere')))) == ['a']
+    assert capfd.readouterr().err == ''
+
+
+def test_find_files_says_that_a_folder_cannot_be_read(write, tmpdir, capfd, monkeypatch):
+    """Root can read every folder, so this looks at what is done about the error."""
+    path, walk = write('a.txt', 'a'), os.walk
+
+    def walk_into_a_locked_folder(folder, followlinks, onerror):
+        onerror(PermissionError('locked'))
+        return walk(folder, followlinks=followlinks)
+
+    monkeypatch.setattr(corpus.os, 'walk', walk_into_a_locked_folder)
+    assert corpus.find_files(str(tmpdir)) == [path]
+    assert capfd.readouterr().err == '%s: left out: unreadable folders (1)\n' % tmpdir
+
+
+@pytest.mark.parametrize('name, content, words', [
+    ('a.txt', 'A frog.\n'.encode('utf-16'), 'UTF-16; .*iconv -f UTF-16 '),
+    ('a.txt', b'\xfe\xff' + 'A frog.\n'.encode('utf-16-be'), 'UTF-16; .*iconv -f UTF-16 '),
+    ('a.txt', '\nA frog.\n'.encode('utf-16-le'), 'binary, or UTF-16 without .*UTF-16LE'),
+    ('a.jsonl', '"A frog."\n'.encode('utf-16'), 'UTF-16'), ('a.jsonl.gz', b'\x1f\x8b\x08\0', 'gunzip'),
+    ('a.npz', b'PK\x03\x04rest', r'zip archive, as \.npz'), ('a.parquet', b'PAR1rest', 'Parquet .*jsonl'),
+    ('a.csv', 'text\na frog\n', r'a table; .* \.jsonl, or rename'), ('a.TSV', 'text\na frog\n', 'a table'),
+    ('a', b'%PDF-1.4', 'a PDF'), ('a', bytes(9), 'binary')])
+def test_a_file_that_is_not_text_is_named_for_what_it_is(write, name, content, words):
+    """With the way out, by the readers of texts, of prompts and of benchmarks."""
+    path = write(name, content)
+    for read in (lambda: list(corpus.read_documents(path)), lambda: plan.rows_from_prompts(path, list, 9),
+                 lambda: language_modeling.read('ptb', path)):
+        with pytest.raises(ValueError, match='%s is .*%s' % (path, words)):
+            read()
+
+
+def test_an_endless_file_is_refused(tmpdir):
+    """As /dev/zero is, also by another name."""
+    for name in ('a.txt', 'a.jsonl'):
+        os.symlink('/dev/zero', str(tmpdir.join(name)))
+        for read in (corpus.read_documents, lambda path: plan.rows_from_prompts(path, list, 9)):
+            with pytest.raises(ValueError, match='is binary'):
+                list(read(str(tmpdir.join(name))))
+
+
+def test_find_files_sorts_by_name(write, tmpdir, monkeypatch):
+    """Within a folder and within a glob."""
     names = ['b', 'a', 'd', 'c']
     for name in names:
         write(name + '.txt', name)
     listed = [str(tmpdir.join(name + '.txt')) for name in names]
-    monkeypatch.setattr(corpus.os, 'walk', lambda folder: [(folder, [], [name + '.txt' for name in names])])
+    monkeypatch.setattr(corpus.os, 'walk', lambda folder, **_: [(folder, [], [name + '.txt' for name in names])])
     monkeypatch.setattr(corpus.glob, 'glob', lambda *_, **__: listed)
     for paths in (str(tmpdir), str(tmpdir.join('*.txt'))):
         assert corpus.find_files(paths) == sorted(listed)
 
 
-def test_a_path_without_files_is_refused_at_once(write, tmpdir):
+def test_read_documents_reports_missing_files_at_once(write, tmpdir):
     a = write('a.txt', 'a')
     write('empty/notes.md', 'a')
     for missing in ('b.txt', '*.jsonl', 'empty'):
@@ -147,7 +225,7 @@ def test_a_path_without_files_is_refused_at_once(write, tmpdir):
             assert repr(missing) in str(error.value)
 
 
-def test_what_is_not_utf8_is_refused_with_file_and_byte(write):
+def test_read_documents_reports_file_and_byte_of_bad_utf8(write):
     for before in (b'', b'\xef\xbb\xbf', b'good \xc3\xa9\r\n', b'one\n<|endoftext|>\r\ntwo\n'):
         path = write('a.txt', before + b'\xe9t\xe9\n<|endoftext|>\nlast')
         with pytest.raises(ValueError, match='byte %d is 0xe9' % len(before)) as error:
@@ -157,31 +235,45 @@ def test_what_is_not_utf8_is_refused_with_file_and_byte(write):
         list(corpus.read_documents(write('a.txt', b'one\xc3')))
 
 
-@pytest.mark.parametrize('line', [b'{"text": "cut off', b'[' * 100000, b'{"title": "no text"}', b'["a list"]', b'7', b'null',
-                                  b'{"text": 7}', b'"\xe9"', b'"\\ud800"'])
-def test_bad_jsonl_is_refused_with_file_and_line(write, line):
+@pytest.mark.parametrize('line', [
+    b'{"text": "truncated', b'[' * 100000, b'{"title": "no text"}', b'["a list"]', b'7', b'null', b'{"text": 7}',
+    b'"\xe9"', b'"\\ud800"'])
+def test_read_documents_reports_file_and_line_of_bad_jsonl(write, line):
     path = write('a.jsonl', b'"one"\n\n' + line + b'\n"four"')
     with pytest.raises(ValueError, match='a.jsonl, line 3: ') as error:
         list(corpus.read_documents(path))
     assert path in str(error.value)
 
 
-def test_a_text_that_is_read_in_parts_gives_the_documents_and_the_ids_of_the_whole(write, vocabulary, monkeypatch):
-    """Wherever a part ends: in a character, between CR and LF, within and before a separator."""
+def plain_documents(text):
+    """The documents of a text, line by line."""
+    documents = ['']
+    for line in re.findall('[^\n]*\n|[^\n]+', text.replace('\r\n', '\n')):
+        if line.rstrip(' \t\n').endswith(SEPARATOR):
+            before = line.rstrip(' \t\n')[:-len(SEPARATOR)]
+            documents[-1] = documents[-1] + before if before.strip(' \t') else re.sub(r'\n\Z', '', documents[-1])
+            documents.append('')
+        else:
+            documents[-1] += line
+    return [document for document in documents if document]
+
+
+@pytest.mark.slow
+def test_read_pieces_gives_the_documents_and_ids_of_the_whole(write, vocabulary, monkeypatch):
+    """Wherever a part ends: inside a character, between CR and LF, inside and before a separator."""
     import encoder
     gpt2 = encoder.get_encoder(os.path.basename(vocabulary), os.path.dirname(vocabulary))
-    monkeypatch.setattr(corpus, 'LINE', len(SEPARATOR) + 3)
+    monkeypatch.setattr(corpus, 'READ_BYTES', len(SEPARATOR) + 3)
     monkeypatch.setattr(corpus, 'CHUNK', 7)
     rng = random.Random(0)
-    words = ['a', "don't", '\r', '\r\r', '\r\n', '\n', '\n', ' ', ' ', '  ', '\t', '中', 'é', '\U0001f600', '\u3000', '7',
-             'unbroken' * 4, '\n' + SEPARATOR + '\n', '\r\n' + SEPARATOR + '\r\n', SEPARATOR, SEPARATOR + '\n']
+    words = ['a', "don't", '\r', '\r\r', '\r\n', '\n', '\n', ' ', ' ', '  ', '\t', '中', 'é', '\U0001f600', '\u3000',
+             '7', 'unbroken' * 4, '\n' + SEPARATOR + '\n', '\r\n' + SEPARATOR + '\r\n', SEPARATOR, SEPARATOR + '\n',
+             SEPARATOR + ' \n', '\n\t' + SEPARATOR + '\n']
     n_documents = n_pieces = 0
     for _ in range(500):
         text = ''.join(rng.choice(words) for _ in range(rng.randrange(40)))
         path = write('a.txt', b'\xef\xbb\xbf' * rng.randrange(2) + text.encode('utf-8'))
-        marked = re.sub('(?m)^%s(\r?\n|\\Z)' % re.escape(SEPARATOR), '\0', text)
-        *ended, last = marked.replace('\r\n', '\n').split('\0')
-        documents = [document for document in [re.sub(r'\n\Z', '', document) for document in ended] + [last] if document]
+        documents = plain_documents(text)
         assert list(corpus.read_documents(path)) == documents
         pieces = list(corpus.read_pieces(path))
         assert pieces.count(None) == len(documents) and '' not in pieces
@@ -192,15 +284,16 @@ def test_a_text_that_is_read_in_parts_gives_the_documents_and_the_ids_of_the_who
     assert n_documents > 600 and n_pieces > 3000  # or nothing was proven
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name, text, documents', [
     ('a.jsonl', (json.dumps('x' * 999) + '\n') * 2000, ['x' * 999] * 2000),
     ('separators', ('x' * 999 + '\n' + SEPARATOR + '\n') * 2000, ['x' * 999] * 2000),
     ('lines', ('x' * 99 + '\n') * 20000, [('x' * 99 + '\n') * 20000]), ('one line', 'xé ' * 500000, ['xé ' * 500000]),
     ('CRLF', 'x x x x x\r\n' * 180000, ['x x x x x\n' * 180000])], ids=lambda value: value if len(value) < 15 else '')
-def test_a_corpus_is_encoded_in_memory_that_does_not_grow_with_it(write, tmpdir, monkeypatch, name, text, documents):
+def test_load_tokens_takes_constant_memory(write, tmpdir, monkeypatch, name, text, documents):
     """Files of 2 MB, in pieces of 4,000 characters, within 300 kB."""
     monkeypatch.setattr(corpus, 'CHUNK', 4000)
-    monkeypatch.setattr(corpus, 'LINE', 4000)
+    monkeypatch.setattr(corpus, 'READ_BYTES', 4000)
     path = write(name, text)
     assert os.path.getsize(path) > 1900000
     tracemalloc.start()
@@ -213,13 +306,13 @@ def test_a_corpus_is_encoded_in_memory_that_does_not_grow_with_it(write, tmpdir,
 
 # Encoding
 
-def test_pieces_of_a_text_encode_to_the_ids_of_the_whole(vocabulary, monkeypatch):
+def test_in_pieces_keeps_the_ids_of_the_whole(vocabulary, monkeypatch):
     import encoder
     gpt2 = encoder.get_encoder(os.path.basename(vocabulary), os.path.dirname(vocabulary))
     monkeypatch.setattr(corpus, 'CHUNK', 1)  # cut wherever it is allowed
     rng = random.Random(0)
-    characters = ('aeést中ا09²½' * 2 + " '.,!_" * 3 + ' \n' * 6 + '\t\r\x0b\x0c\x1c\x1f\x85\xa0\u1680\u180e\u2007\u200b'
-                  '\u2028\u3000\u0301\u200d\U0001f600\ufeff\x00')
+    characters = ('aeést中ا09²½' * 2 + " '.,!_" * 3 + ' \n' * 6 + '\t\r\x0b\x0c\x1c\x1f\x85\xa0\u1680\u180e\u2007'
+                  '\u200b\u2028\u3000\u0301\u200d\U0001f600\ufeff\x00')
     n_pieces = 0
     for _ in range(300):
         text = ''.join(rng.choice(characters) for _ in range(rng.randrange(120)))
@@ -230,11 +323,27 @@ def test_pieces_of_a_text_encode_to_the_ids_of_the_whole(vocabulary, monkeypatch
     assert n_pieces > 2000  # or nothing was proven
 
 
-def test_the_vocabulary_learned_from_pieces_is_that_of_the_whole(write, tmpdir, monkeypatch):
+def test_in_pieces_takes_linear_time_for_a_text_without_spaces(monkeypatch):
+    """A text that arrives in 1,000 parts is searched for a boundary a few times, not once for each part."""
+    class Boundary:
+        n_searched = 0
+
+        def search(self, text, start):
+            self.n_searched += len(text) - start
+
+    boundary = Boundary()
+    monkeypatch.setattr(corpus.re, 'compile', lambda _: boundary)
+    monkeypatch.setattr(corpus, 'CHUNK', 10)
+    assert list(corpus.in_pieces(['x' * 10] * 1000 + [None])) == ['x' * 10000, None]
+    assert 10000 < boundary.n_searched < 4 * 10000
+
+
+def test_read_pieces_gives_the_vocabulary_of_the_whole(write, tmpdir, monkeypatch):
     pytest.importorskip('tokenizers', reason='needs tokenizers: pip install tokenizers')
     import encoder
     rng = random.Random(0)
-    path = write('a.txt', ''.join(rng.choice(['the', 'then', ' ', ' ', '  ', '\n', ', ', 'é', "'s", '12']) for _ in range(5000)))
+    words = ['the', 'then', ' ', ' ', '  ', '\n', ', ', 'é', "'s", '12']
+    path = write('a.txt', ''.join(rng.choice(words) for _ in range(5000)))
     documents = list(corpus.read_documents(path))
     monkeypatch.setattr(corpus, 'CHUNK', 20)
     pieces = list(filter(None, corpus.read_pieces(path)))
@@ -247,7 +356,8 @@ def test_the_vocabulary_learned_from_pieces_is_that_of_the_whole(write, tmpdir, 
 
 
 @pytest.mark.parametrize('processes', [1, 2])
-def test_any_number_of_processes_gives_the_ids_of_each_document_and_an_end(processes, monkeypatch, capfd):
+def test_encode_documents_is_the_same_in_any_number_of_processes(processes, monkeypatch, capfd):
+    """The ids of each document and the end-of-text id."""
     monkeypatch.setattr(corpus, 'CHUNK', 1000)
     rng = random.Random(0)
     sizes = [0, 1, 20, 999, 1000, 1001, 30000] + [rng.randrange(300) for _ in range(100)]
@@ -258,7 +368,7 @@ def test_any_number_of_processes_gives_the_ids_of_each_document_and_an_end(proce
     assert capfd.readouterr().err == ''  # a progress bar is for a terminal
 
 
-def test_encoding_reads_only_a_little_ahead_of_what_it_yields(monkeypatch):
+def test_encode_reads_only_a_little_ahead(monkeypatch):
     monkeypatch.setattr(corpus, 'CHUNK', 10)
     read = []
     documents = (read.append(text) or text for text in ['one two three'] * 1000)
@@ -266,26 +376,35 @@ def test_encoding_reads_only_a_little_ahead_of_what_it_yields(monkeypatch):
     assert len(read) < 20
 
 
-def test_encoding_nothing_gives_no_ids():
+def test_load_tokens_reports_its_progress_in_bytes_of_the_files(write, tmpdir, monkeypatch, capfd):
+    """At the end it is all of them, though separators and JSON quotes are not encoded."""
+    monkeypatch.setattr(progress, 'REPORT_EVERY_SECONDS', -1)
+    path = write('a.jsonl', '"one"\n' * 20)
+    corpus.load_tokens(ByteEncoder(), path, str(tmpdir.join('cache')))
+    lines = capfd.readouterr().err.splitlines()
+    assert re.match('encoding: 60.0 of 120B: ', lines[0]) and re.match('encoding: 120 of 120B: ', lines[-1]), lines
+
+
+def test_encode_documents_of_nothing_is_empty():
     assert corpus.encode_documents(ByteEncoder(), []).shape == (0,)
     assert corpus.encode_documents(ByteEncoder(), []).dtype == np.uint16
 
 
-def test_the_separator_within_a_document_stays_text():
+def test_encode_documents_treats_a_separator_as_text():
     assert corpus.encode_documents(ByteEncoder(), [SEPARATOR]).tolist() == list(SEPARATOR.encode('utf-8')) + [256]
 
 
-def test_ids_up_to_65535_are_kept_and_a_larger_vocabulary_is_refused():
+def test_encode_documents_takes_at_most_65536_tokens():
     large = ByteEncoder()
     large.encoder = {str(token): token for token in range(65536)}
     large.end_of_text = 65535
     assert corpus.encode_documents(large, ['a']).tolist() == [97, 65535]
     large.encoder['one more'] = 65536
-    with pytest.raises(ValueError, match='65537 tokens; .* 65536 at most'):
+    with pytest.raises(ValueError, match='65537 tokens; .* at most 65536'):
         corpus.encode_documents(large, ['a'])
 
 
-def test_an_error_in_a_worker_or_in_a_file_ends_the_encoding(monkeypatch):
+def test_encode_documents_raises_errors_of_workers_and_of_files(monkeypatch):
     monkeypatch.setattr(corpus, 'CHUNK', 10)
 
     def documents():
@@ -297,9 +416,21 @@ def test_an_error_in_a_worker_or_in_a_file_ends_the_encoding(monkeypatch):
         corpus.encode_documents(BrokenEncoder(), ['one two three'] * 30 + ['broken'] * 30, processes=2)
 
 
+class DeadlyEncoder(ByteEncoder):
+    def encode(self, text):
+        os._exit(9)
+
+
+def test_encode_documents_reports_a_worker_that_was_killed(monkeypatch):
+    """As the kernel does when memory runs out. It does not wait for its result forever."""
+    monkeypatch.setattr(corpus, 'CHUNK', 10)
+    with pytest.raises(OSError, match='a process that encoded texts was killed, perhaps for lack of memory'):
+        corpus.encode_documents(DeadlyEncoder(), ['one two three'] * 30, processes=2)
+
+
 # The cache
 
-def test_tokens_come_from_the_cache_until_text_or_vocabulary_changes(write, tmpdir):
+def test_load_tokens_caches_until_text_or_vocabulary_changes(write, tmpdir):
     a, b = write('a.txt', 'one\n%s\ntwo' % SEPARATOR), write('b.jsonl', '"three"')
     cache = str(tmpdir.join('new', 'cache'))
     tokens = corpus.load_tokens(ByteEncoder(), [a, b], cache)
@@ -323,7 +454,7 @@ def test_tokens_come_from_the_cache_until_text_or_vocabulary_changes(write, tmpd
     assert len(os.listdir(cache)) == 1 + 2 * 4 + 1
 
 
-def test_a_failed_encoding_leaves_no_file_behind(write, tmpdir):
+def test_load_tokens_leaves_no_file_if_it_fails(write, tmpdir):
     cache = str(tmpdir.join('cache'))
     for content, failure in [('', ValueError), (SEPARATOR + '\n', ValueError), (b'one\n\xff', ValueError),
                              ('one\n' + SEPARATOR + '\nbroken', RuntimeError)]:
@@ -332,7 +463,7 @@ def test_a_failed_encoding_leaves_no_file_behind(write, tmpdir):
         assert os.listdir(cache) == []
 
 
-def test_the_next_encoding_removes_what_a_killed_one_has_left(write, tmpdir):
+def test_load_tokens_removes_what_a_killed_process_has_left(write, tmpdir):
     cache = tmpdir.join('cache')
     for name in ('tokens-0.uint16.part', 'tokens-1.uint16.77.unfinished', 'tokens-2.uint16', 'mine.part'):
         cache.join(name).write_binary(b'', ensure=True)
@@ -341,9 +472,9 @@ def test_the_next_encoding_removes_what_a_killed_one_has_left(write, tmpdir):
 
 
 SCRIPT = '''
-import multiprocessing, signal, sys, time
+import multiprocessing, os, signal, sys, time
 sys.path.insert(0, %(src)r)
-import corpus
+from gpt2 import corpus
 
 corpus.CHUNK = 10
 
@@ -351,10 +482,13 @@ class Encoder:
     encoder, bpe_ranks, end_of_text = {}, {}, 256
 
     def encode(self, text):
+        if 'die' in text:
+            os._exit(9)
         if 'sleep' in text or 'nap' in text:
             sys.stdout.write('asleep\\n')
             sys.stdout.flush()
-            time.sleep(60 if 'sleep' in text else 1)
+            while 'sleep' in text or not os.path.exists(path + '.wake'):
+                time.sleep(0.1)
         return list(text.encode('utf-8'))
 
 if __name__ == '__main__':
@@ -377,24 +511,38 @@ def run_script(write, start_method, documents, cache):
                             stderr=subprocess.PIPE, universal_newlines=True, start_new_session=True)
 
 
-def test_workers_may_be_spawned_instead_of_forked(write, tmpdir):
+@pytest.mark.slow
+def test_load_tokens_may_spawn_its_workers(write, tmpdir):
     documents = ['one two three', 'four five six']
-    out, err = run_script(write, 'spawn', documents, str(tmpdir.join('cache'))).communicate(timeout=30)
+    out, err = run_script(write, 'spawn', documents, str(tmpdir.join('cache'))).communicate(timeout=SECONDS)
     assert (out, err) == ('%s\n' % ids_of(documents), '')
 
 
-def test_of_two_processes_one_encodes_and_the_other_waits_for_it(write, tmpdir):
+@pytest.mark.slow
+def test_load_tokens_lets_python_end_after_a_worker_was_killed(write, tmpdir):
+    """No thread waits for it."""
+    process = run_script(write, 'fork', ['die die die'] * 30, str(tmpdir.join('cache')))
+    assert 'OSError: a process that encoded texts was killed' in process.communicate(timeout=SECONDS)[1]
+
+
+@pytest.mark.slow
+def test_load_tokens_waits_while_another_process_encodes(write, tmpdir):
     """Neither removes the unfinished file of the other."""
-    documents = ['one nap'] * 4
-    both = [run_script(write, 'fork', documents, str(tmpdir.join('cache'))) for _ in range(2)]
-    said = [process.communicate(timeout=60) for process in both]
-    assert sorted(out for out, _ in said) == ['%s\n' % ids_of(documents), 'asleep\n' * 4 + '%s\n' % ids_of(documents)]
-    assert sorted(err for _, err in said)[0] == ''
-    assert re.match(r'waiting for process \d+ on .*, which is encoding into .*cache\n\Z', sorted(err for _, err in said)[1])
+    documents, cache = ['one nap'] * 4, str(tmpdir.join('cache'))
+    first = run_script(write, 'fork', documents, cache)
+    assert [first.stdout.readline() for _ in range(2)] == ['asleep\n'] * 2  # both of its workers
+    second = run_script(write, 'fork', documents, cache)
+    waiting = second.stderr.readline()
+    assert re.match(r'waiting for process %d on .* encoding .*cache\n\Z' % first.pid, waiting), waiting
+    write('text.jsonl.wake', '')
+    assert first.communicate(timeout=SECONDS) == ('asleep\n' * 2 + '%s\n' % ids_of(documents), '')
+    assert second.communicate(timeout=SECONDS) == ('%s\n' % ids_of(documents), '')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('how', ['Ctrl-C', 'kill -9'])
-def test_a_stopped_encoding_leaves_neither_workers_nor_tokens(write, tmpdir, how):
+def test_load_tokens_leaves_no_worker_when_it_is_stopped(write, tmpdir, how):
+    """And no file of tokens."""
     cache = str(tmpdir.join('cache'))
     process = run_script(write, 'fork', ['one two three'] * 2 + ['sleep sleep'] * 9, cache)
     assert [process.stdout.readline() for _ in range(2)] == ['asleep\n'] * 2
@@ -404,7 +552,7 @@ def test_a_stopped_encoding_leaves_neither_workers_nor_tokens(write, tmpdir, how
         process.kill()
     # The workers hold the other end of the pipe as well: it closes with the last of them.
     try:
-        out, err = process.communicate(timeout=10)
+        out, err = process.communicate(timeout=SECONDS)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         raise
@@ -422,8 +570,9 @@ def take(iterator, n):
     return list(itertools.islice(iterator, n))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('n_tokens, batch_size, n_ctx', SHAPES)
-def test_an_epoch_takes_each_window_of_the_ring_once(n_tokens, batch_size, n_ctx):
+def test_training_batches_take_each_window_once_an_epoch(n_tokens, batch_size, n_ctx):
     batches = take(corpus.training_batches(np.arange(n_tokens), batch_size=batch_size, n_ctx=n_ctx, seed=1), 200)
     assert all(batch.shape == (batch_size, n_ctx) and batch.dtype == np.int32 for batch in batches)
     windows = np.concatenate(batches)
@@ -435,8 +584,10 @@ def test_an_epoch_takes_each_window_of_the_ring_once(n_tokens, batch_size, n_ctx
     assert set(windows.flatten()) == set(range(n_tokens))  # what one epoch leaves out another takes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('n_tokens, batch_size, n_ctx', SHAPES)
-def test_a_resumed_run_gets_the_batches_of_an_unbroken_one(n_tokens, batch_size, n_ctx):
+def test_training_batches_can_resume(n_tokens, batch_size, n_ctx):
+    """From any batch on, they are those of an uninterrupted run."""
     def batches(first):
         return corpus.training_batches(np.arange(n_tokens), batch_size=batch_size, n_ctx=n_ctx, seed=1, first=first)
     unbroken = take(batches(0), 40)
@@ -444,7 +595,8 @@ def test_a_resumed_run_gets_the_batches_of_an_unbroken_one(n_tokens, batch_size,
         assert np.array_equal(take(batches(first), 9), unbroken[first:first + 9])
 
 
-def test_epochs_and_seeds_differ_in_place_and_in_order():
+def test_training_batches_differ_between_epochs_and_seeds():
+    """In the place where windows start and in their order."""
     steps, phases = set(), set()
     for seed in (0, 1, 2 ** 32 - 1):
         batches = corpus.training_batches(np.arange(1000), batch_size=100, n_ctx=10, seed=seed)
@@ -456,7 +608,7 @@ def test_epochs_and_seeds_differ_in_place_and_in_order():
     assert all(step.count(10) < 10 for step in steps)  # and none is that of the text
 
 
-def test_batches_of_mapped_tokens_are_plain_int32(write, tmpdir):
+def test_training_batches_of_mapped_tokens_are_plain_int32(write, tmpdir):
     path = write('tokens', np.arange(50000, 50257).astype('<u2').tobytes())
     tokens = np.memmap(path, '<u2', 'r')
     batch = next(corpus.training_batches(tokens, batch_size=2, n_ctx=256, seed=0))
@@ -464,8 +616,8 @@ def test_batches_of_mapped_tokens_are_plain_int32(write, tmpdir):
     assert batch.min() >= 50000 and batch.max() <= 50256
 
 
-def test_what_cannot_be_a_batch_is_refused_at_the_call():
-    with pytest.raises(ValueError, match='9 tokens is shorter than one window of 10'):
+def test_training_batches_reject_bad_arguments_at_the_call():
+    with pytest.raises(ValueError, match='9 tokens.* 10;'):
         corpus.training_batches(np.arange(9), batch_size=1, n_ctx=10, seed=0)
     for seed in (-1, 2 ** 32):
         with pytest.raises(ValueError, match='seed'):
@@ -475,7 +627,8 @@ def test_what_cannot_be_a_batch_is_refused_at_the_call():
 # Windows
 
 @pytest.mark.parametrize('n_ctx', [1, 2, 3, 8])
-def test_each_token_but_the_first_is_scored_once_and_with_enough_context(n_ctx):
+def test_windows_score_each_token_once_with_enough_context(n_ctx):
+    """Each but the first, which nothing predicts."""
     for n_tokens, stride in itertools.product(range(30), range(1, n_ctx + 1)):
         tokens = np.arange(n_tokens, dtype=np.uint16)  # a token is its own position
         scored, fed = [], []
@@ -494,7 +647,7 @@ def test_each_token_but_the_first_is_scored_once_and_with_enough_context(n_ctx):
             assert fed == list(range(n_tokens - 1))
 
 
-def test_a_stride_that_would_skip_tokens_is_refused_at_the_call():
+def test_windows_reject_a_stride_that_skips_tokens_at_the_call():
     for stride in (0, 9, -1):
-        with pytest.raises(ValueError, match=r'stride is %d; it must be in 1 \.\.\. 8' % stride):
+        with pytest.raises(ValueError, match='stride is %d; it must be 1 to 8' % stride):
             corpus.windows(np.arange(100), n_ctx=8, stride=stride)

@@ -1,4 +1,4 @@
-"""The bundled model, models/demo: complete, as good as its card says, and the same on both floors."""
+"""The bundled model, models/demo: complete, as good as its card says, and the same on both TensorFlow versions."""
 import json
 import os
 import re
@@ -7,18 +7,16 @@ import shutil
 import numpy as np
 import pytest
 
-import checkpoint
-import conftest
-import corpus
+from gpt2 import checkpoint
+from gpt2 import corpus
 import encoder
 import model
-import reference
 import sample
 import train
-from tf1 import tf
+from gpt2.system.tf1 import tf
+from helpers import reference
+from helpers.paths import HELD_OUT, MODELS
 
-MODELS = os.path.join(conftest.ROOT, 'models')
-EXCERPT = os.path.join(conftest.TESTS, 'held_out.txt')  # two stories of the validation text: not learnt from
 PROMPTS = ['Once upon a time', 'The old king said to his daughter,', '"I am not afraid," said the']
 
 
@@ -36,22 +34,22 @@ def weights():
 
 @pytest.fixture(scope='module')
 def windows(text_encoder):
-    """The excerpt, as windows of the context's length that follow each other: int32 [B, n_ctx]."""
+    """held_out.txt as consecutive windows of the context's length: int32 [B, n_ctx]."""
     n_ctx = checkpoint.load_hparams('demo', MODELS).n_ctx
-    tokens = corpus.encode_documents(text_encoder, corpus.read_documents(EXCERPT))
+    tokens = corpus.encode_documents(text_encoder, corpus.read_documents(HELD_OUT))
     return tokens[:len(tokens) // n_ctx * n_ctx].reshape(-1, n_ctx).astype(np.int32)
 
 
 def excerpt_loss(sess, windows):
-    """Mean loss of the excerpt by our graph, in nats a token."""
+    """Mean loss of our graph on held_out.txt, in nats per token."""
     hparams = checkpoint.load_hparams('demo', MODELS)
     losses_BT = model.token_losses(model.model(hparams, windows)['logits'], windows)
     checkpoint.restore(sess, 'demo', MODELS)
     return sess.run(losses_BT).mean(dtype=np.float64)
 
 
-def test_the_folder_is_that_of_a_release_and_small():
-    """Seven files and a card, under the 20 MB that a clone can bear."""
+def test_demo_folder_is_that_of_a_release_and_small():
+    """Seven files and a card, less than 20 MB together: everybody who clones the repository downloads them."""
     folder = os.path.join(MODELS, 'demo')
     assert sorted(os.listdir(folder)) == sorted([
         'README.md', 'checkpoint', 'encoder.json', 'hparams.json', 'model.ckpt.data-00000-of-00001', 'model.ckpt.index',
@@ -59,26 +57,30 @@ def test_the_folder_is_that_of_a_release_and_small():
     assert sum(os.path.getsize(os.path.join(folder, name)) for name in os.listdir(folder)) < 20e6
 
 
-def test_the_loss_is_the_one_on_its_card(sess, windows):
-    """Within 0.1 % of perplexity, on either floor. The figure on the card changes with the weights and with nothing else."""
+@pytest.mark.slow
+def test_demo_loss_is_the_one_on_its_card(sess, windows):
+    """Within 0.1 % of perplexity, on both TensorFlow versions. Change the figure on the card only with the weights."""
     with open(os.path.join(MODELS, 'demo', 'README.md'), encoding='utf-8') as file:
         recorded_nats = float(re.search(r'tests/held_out.txt.*?([0-9.]+) nats', file.read()).group(1))
     assert abs(np.exp(excerpt_loss(sess, windows) - recorded_nats) - 1) < 1e-3
 
 
-def test_the_loss_is_what_the_papers_say(sess, windows, weights):
-    """NumPy, in float64, from the same weights."""
+@pytest.mark.slow
+def test_demo_loss_equals_that_of_the_reference(sess, windows, weights):
+    """In NumPy and float64, with the same weights."""
     logits, _ = reference.forward(weights, windows[:1], checkpoint.load_hparams('demo', MODELS).n_head)
     assert abs(excerpt_loss(sess, windows[:1]) - reference.token_losses(logits, windows[:1]).mean()) < 1e-5
 
 
-def test_greedy_continuations_are_those_of_the_papers(sess, text_encoder, weights):
-    """At each place the token that NumPy, in float64, finds likeliest. As this holds on either floor, both give the same."""
+@pytest.mark.slow
+def test_demo_greedy_samples_equal_those_of_the_reference(sess, text_encoder, weights):
+    """Each token is the most likely one in NumPy and float64. So both TensorFlow versions give the same samples."""
     hparams = checkpoint.load_hparams('demo', MODELS)
     prompts = [text_encoder.encode(prompt) for prompt in PROMPTS]
     length_B = [len(prompt) for prompt in prompts]
     context_BC = np.array([prompt + [0] * (max(length_B) - len(prompt)) for prompt in prompts])
-    output = sample.sample_sequence(hparams=hparams, length=60, context=context_BC, context_lengths=length_B, temperature=0)
+    output = sample.sample_sequence(
+        hparams=hparams, length=60, context=context_BC, context_lengths=length_B, temperature=0)
     checkpoint.restore(sess, 'demo', MODELS)
     for prompt, row in zip(prompts, sess.run(output)):
         text = row[:len(prompt) + 60]
@@ -87,12 +89,13 @@ def test_greedy_continuations_are_those_of_the_papers(sess, text_encoder, weight
         np.testing.assert_array_equal(text[len(prompt):], logits_1TV[0, len(prompt) - 1:].argmax(axis=-1))
 
 
-def test_fine_tuning_lowers_the_loss_on_a_new_text(sess, windows, tmpdir):
-    """The two stories are new to the model; eight steps on them, and it expects them more than it did."""
+@pytest.mark.slow
+def test_demo_fine_tunes_to_a_lower_loss_on_a_new_text(sess, windows, tmpdir):
+    """The model was not trained on the two stories; eight steps on them lower their loss."""
     models = str(tmpdir.join('models'))
     shutil.copytree(os.path.join(MODELS, 'demo'), os.path.join(models, 'demo'))
-    train.train(EXCERPT, 'tuned', valid=EXCERPT, model_name='demo', batch_size=2, learning_rate=3e-4, warmup=2, dropout=0,
-                steps=8, save_every=8, valid_every=8, models_dir=models)
+    train.train(HELD_OUT, 'tuned', valid=HELD_OUT, model_name='demo', batch_size=2, learning_rate=3e-4, warmup=2,
+                dropout=0, steps=8, save_every=8, valid_every=8, models_dir=models)
     with open(os.path.join(models, 'tuned', 'training', 'metrics.jsonl'), encoding='utf-8') as file:
         metrics = list(map(json.loads, file))
     assert metrics[-1]['valid_loss_nats'] < excerpt_loss(sess, windows) - 0.05

@@ -1,4 +1,4 @@
-"""encoder.py against tiktoken, the tokenizers library, and a slow encoder written from the definition."""
+"""encoder.py: compared with tiktoken, the tokenizers library, and a slow encoder written from the definition."""
 import collections
 import json
 import os
@@ -13,11 +13,11 @@ from unittest import mock
 import pytest
 
 import encoder
-import reference
+from helpers import reference
+from helpers.paths import SRC
+from helpers.processes import SECONDS
 
-SRC = os.path.dirname(os.path.abspath(encoder.__file__))
-
-# The first article of human rights, and what texts on a computer hold besides.
+# The first article of human rights, and other things that texts contain.
 REAL_TEXTS = [
     'All human beings are born free and equal in dignity and rights.',
     'Alle Menschen sind frei und gleich an Würde und Rechten geboren.',
@@ -55,7 +55,7 @@ SURROGATES = range(0xD800, 0xE000)
 def random_texts(count, *, seed, surrogates=False):
     """A list of strings of 0 to 39 characters, most mixing a few scripts, with runs of one character here and there.
 
-    A character that this Python does not know is left out: libraries with tables of different ages cut it differently.
+    Characters that this Python does not know are left out: libraries with Unicode tables of different ages disagree.
     """
     draw = random.Random(seed)
     texts = []
@@ -79,7 +79,7 @@ def gpt2(vocabulary):
 
 @pytest.fixture(scope='module')
 def tiktoken_encode(vocabulary):
-    """tiktoken's own pattern and merging over the release's files; its gpt2 would fetch the same two files."""
+    """tiktoken's own pattern and merging with the release's files; its gpt2 would fetch the same two files."""
     tiktoken = pytest.importorskip('tiktoken', reason='needs tiktoken: pip install tiktoken')
     from tiktoken.load import data_gym_to_mergeable_bpe_ranks
     from tiktoken_ext.openai_public import r50k_pat_str
@@ -130,7 +130,7 @@ def plain_encode(vocabulary):
     return encode
 
 
-def test_ids_that_openai_publishes(gpt2):
+def test_encode_gives_published_ids(gpt2):
     """Ids from the tests of tiktoken: they are part of the released models and never change."""
     assert gpt2.encode('hello world') == [31373, 995]
     assert gpt2.encode('Hello world') == [15496, 995]
@@ -139,23 +139,25 @@ def test_ids_that_openai_publishes(gpt2):
 
 
 @pytest.mark.parametrize('text', REAL_TEXTS, ids=range(len(REAL_TEXTS)))
-def test_real_text_equals_tiktoken(gpt2, tiktoken_encode, text):
+def test_encode_equals_tiktoken_for_real_text(gpt2, tiktoken_encode, text):
     assert gpt2.encode(text) == tiktoken_encode(text)
 
 
-def test_stories_equal_tiktoken(gpt2, tiktoken_encode, shared):
+def test_encode_equals_tiktoken_for_stories(gpt2, tiktoken_encode, shared):
     with open(os.path.join(shared, 'corpus', 'valid.txt'), encoding='utf-8') as file:
         text = file.read()
     assert gpt2.encode(text) == tiktoken_encode(text)
 
 
-def test_random_text_equals_tiktoken(gpt2, tiktoken_encode):
+@pytest.mark.slow
+def test_encode_equals_tiktoken_for_random_text(gpt2, tiktoken_encode):
     for text in random_texts(10000, seed=1, surrogates=True):
         assert gpt2.encode(text) == tiktoken_encode(text), ascii(text)
 
 
-def test_every_token_equals_tiktoken(gpt2, tiktoken_encode):
-    """The text of each token by itself and of random neighbours, which need not be what the merges make of them."""
+@pytest.mark.slow
+def test_encode_equals_tiktoken_for_every_token(gpt2, tiktoken_encode):
+    """The text of each token by itself and with a random neighbour; the ids need not be those two."""
     tokens = sorted(gpt2.decoder)[:-1]
     neighbours = random.Random(2).sample(tokens, len(tokens))
     for token, neighbour in zip(tokens, neighbours):
@@ -163,12 +165,13 @@ def test_every_token_equals_tiktoken(gpt2, tiktoken_encode):
         assert gpt2.encode(text) == tiktoken_encode(text), ascii(text)
 
 
-def test_text_equals_the_definition(gpt2, plain_encode):
+@pytest.mark.slow
+def test_encode_equals_the_definition(gpt2, plain_encode):
     for text in REAL_TEXTS + random_texts(5000, seed=3):
         assert gpt2.encode(text) == plain_encode(text), ascii(text)
 
 
-def test_long_word_equals_tiktoken(gpt2, tiktoken_encode):
+def test_encode_equals_tiktoken_for_long_words(gpt2, tiktoken_encode):
     draw = random.Random(4)
     for alphabet in ('a', 'ab', 'etaoinshrdlu', '的是不了人', '=-'):
         word = ''.join(draw.choice(alphabet) for _ in range(5000))
@@ -176,7 +179,7 @@ def test_long_word_equals_tiktoken(gpt2, tiktoken_encode):
 
 
 def test_merge_equals_the_definition_for_any_ranks():
-    """Also where a pair is ranked below those it is made of, or two pairs make one symbol: training gives neither."""
+    """Also if a pair ranks below its parts, or two pairs merge into the same symbol, which training never produces."""
     draw = random.Random(5)
     for _ in range(1500):
         symbols = list('abc'[:draw.randint(1, 3)])
@@ -192,40 +195,42 @@ def test_merge_equals_the_definition_for_any_ranks():
 
 
 class CountingRanks(dict):
-    """A dict that counts how often it is asked."""
+    """A dict that counts look-ups."""
 
-    asked = 0
+    n_lookups = 0
 
     def get(self, pair, default=None):
-        self.asked += 1
+        self.n_lookups += 1
         return dict.get(self, pair, default)
 
     def __contains__(self, pair):
-        self.asked += 1
+        self.n_lookups += 1
         return dict.__contains__(self, pair)
 
     def __getitem__(self, pair):
-        self.asked += 1
+        self.n_lookups += 1
         return dict.__getitem__(self, pair)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('alphabet', ['a', 'etaoinshrdlu'])
-def test_work_grows_linearly_with_a_word(gpt2, alphabet):
-    """n look-ups to start with, two new ones for each of at most n joins; each that has a rank is confirmed once."""
+def test_merge_takes_linear_time(gpt2, alphabet):
+    """n look-ups at first, and two for each of at most n merges; each pair that has a rank is looked up once more."""
     draw = random.Random(6)
     for n in (100, 1000, 10000, 50000):
         ranks = CountingRanks(gpt2.bpe_ranks)
         symbols = encoder.merge([draw.choice(alphabet) for _ in range(n)], ranks)
         assert len(symbols) < n / 1.5
-        assert n <= ranks.asked <= 6 * n
+        assert n <= ranks.n_lookups <= 6 * n
 
 
-def test_decode_gives_back_every_text(gpt2):
+def test_decode_inverts_encode(gpt2):
     for text in REAL_TEXTS + random_texts(2000, seed=7):
         assert gpt2.decode(gpt2.encode(text)) == text, ascii(text)
 
 
-def test_every_byte_is_a_token(vocabulary):
+def test_decode_gives_every_byte(vocabulary):
+    """Every byte is a token."""
     merges = encoder.read_merges(os.path.join(vocabulary, 'vocab.bpe'))
     with open(os.path.join(vocabulary, 'encoder.json'), encoding='utf-8') as file:
         exact = encoder.Encoder(json.load(file), merges, errors='surrogateescape')
@@ -233,7 +238,7 @@ def test_every_byte_is_a_token(vocabulary):
     assert sorted(texts) == [bytes([byte]) for byte in range(256)]
 
 
-def test_end_of_text_in_a_text_is_only_text(gpt2):
+def test_encode_treats_end_of_text_as_text(gpt2):
     assert gpt2.end_of_text == gpt2.encoder['<|endoftext|>'] == 50256
     assert len(gpt2.encode('<|endoftext|>')) == 7
     for text in ('<|endoftext|>', 'a<|endoftext|>b', '<|endoftext|>' * 3, ' <|endoftext|>\n'):
@@ -243,13 +248,14 @@ def test_end_of_text_in_a_text_is_only_text(gpt2):
     assert gpt2.decode([50256]) == '<|endoftext|>'
 
 
-def test_surrogates_become_what_utf_16_makes_of_them(gpt2):
+def test_encode_replaces_surrogates(gpt2):
+    """A pair becomes its character, a lone surrogate U+FFFD, as in UTF-16."""
     for text, valid in (('\ud83d\ude00', '\U0001f600'), ('a\ud800b', 'a\ufffdb'), ('\ude00\ud83d', '\ufffd\ufffd'),
                         ('\ufeff\udfff', '\ufeff\ufffd')):
         assert gpt2.decode(gpt2.encode(text)) == valid
 
 
-def test_decode_of_half_a_character_is_a_replacement_character(gpt2):
+def test_decode_replaces_half_a_character(gpt2):
     tokens = gpt2.encode('🜁')
     assert len(tokens) > 1
     assert gpt2.decode(tokens[:-1] + gpt2.encode(' a')) == '\ufffd a'
@@ -262,19 +268,19 @@ def test_decode_takes_numpy_integers(gpt2):
 
 
 @pytest.mark.parametrize('token', [-1, 50257, 10 ** 12])
-def test_decode_says_which_ids_there_are(gpt2, token):
+def test_decode_rejects_unknown_ids(gpt2, token):
     with pytest.raises(ValueError, match='%d .* 0 to 50256' % token):
         gpt2.decode([15496, token])
 
 
 @pytest.mark.parametrize('text', [b'bytes', None, 7, ['a']])
-def test_encode_takes_only_str(gpt2, text):
+def test_encode_rejects_other_types(gpt2, text):
     with pytest.raises(ValueError, match='takes a str, got ' + type(text).__name__):
         gpt2.encode(text)
 
 
-def test_cache_is_bounded(gpt2, monkeypatch):
-    """By the number of pieces and by their length; what is forgotten is encoded again as before."""
+def test_encoder_cache_is_bounded(gpt2, monkeypatch):
+    """By the number of pieces and by their length; forgotten pieces are encoded again as before."""
     monkeypatch.setattr(encoder, 'CACHED_PIECES', 100)
     monkeypatch.setattr(gpt2, 'cache', {})
     texts = [' word%s' % ''.join(letters) for letters in zip('abcdefghij' * 100, sorted('klmnopqrst' * 100))]
@@ -288,17 +294,17 @@ def test_cache_is_bounded(gpt2, monkeypatch):
     assert gpt2.cache == {}
 
 
-def test_encoder_can_be_sent_to_another_process(gpt2):
+def test_encoder_can_be_pickled(gpt2):
     assert pickle.loads(pickle.dumps(gpt2)).encode(REAL_TEXTS[1]) == gpt2.encode(REAL_TEXTS[1])
 
 
-def test_import_is_light_and_files_are_utf_8_in_any_locale(vocabulary):
-    """In a process of its own, with the C locale: vocab.bpe has characters that are not ASCII."""
+def test_encoder_imports_little_and_reads_utf_8_in_any_locale(vocabulary):
+    """In a separate process with the C locale: vocab.bpe has characters that are not ASCII."""
     program = ('import sys, encoder; e = encoder.get_encoder(sys.argv[1], sys.argv[2]); print(e.encode("Hello world"));'
                'assert not {"tensorflow", "numpy", "tokenizers"} & set(sys.modules)')
     environment = dict(os.environ, LC_ALL='C', PYTHONUTF8='0', PYTHONCOERCECLOCALE='0', PYTHONPATH=SRC)
     output = subprocess.check_output([sys.executable, '-c', program, os.path.basename(vocabulary),
-                                      os.path.dirname(vocabulary)], env=environment, timeout=60)
+                                      os.path.dirname(vocabulary)], env=environment, timeout=SECONDS)
     assert output.decode().strip() == '[15496, 995]'
 
 
@@ -318,7 +324,7 @@ def change_ids(change):
 
 
 def damaged_encoder(vocabulary, folder, name, damage):
-    """What get_encoder says about the release's vocabulary after damage(content) to one of its files, or None."""
+    """The message of get_encoder for the release's vocabulary after damage(content) to one of its files, or None."""
     copy_vocabulary(vocabulary, folder)
     with open(os.path.join(folder, name), 'rb') as file:
         data = damage(file.read())
@@ -330,6 +336,7 @@ def damaged_encoder(vocabulary, folder, name, damage):
         return str(error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name, damage', [
     ('encoder.json', lambda data: b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>'),
     ('encoder.json', lambda data: data[:len(data) // 2]),
@@ -345,7 +352,7 @@ def damaged_encoder(vocabulary, folder, name, damage):
     ('encoder.json', change_ids(lambda ids: ids.update({'!': -1}))),
     ('encoder.json', change_ids(lambda ids: ids.update({'!': 1}))),
     ('encoder.json', change_ids(lambda ids: ids.update({'!': 50257}))),
-    ('encoder.json', change_ids(lambda ids: ids.update({'<|padding|>': 50257}))),
+    ('encoder.json', change_ids(lambda ids: ids.update({'Ġhello!!': 50257}))),
     ('vocab.bpe', lambda data: b''),
     ('vocab.bpe', lambda data: data[:data.index(b'\n', len(data) // 2) + 1]),
     ('vocab.bpe', lambda data: data[:data.rindex(b'\n', 0, -1) + 1]),
@@ -354,32 +361,67 @@ def damaged_encoder(vocabulary, folder, name, damage):
     ('vocab.bpe', lambda data: data + b'zq zq\n'),
     ('vocab.bpe', lambda data: data + b'half\n'),
     ('vocab.bpe', lambda data: data[:1000] + b'\xff' + data[1000:])],
-    ids=['xml', 'cut', 'deep', 'list', 'nothing in it', 'no end of text', 'no byte', 'id a string', 'id a list', 'id a float',
-         'id a bool', 'id below 0', 'id twice', 'id left out', 'symbol of no merge', 'empty', 'cut at a line', 'last line lost',
-         'first line lost', 'a merge twice', 'other model', 'half a line', 'not utf-8'])
-def test_damaged_vocabulary_is_reported(vocabulary, tmp_path, name, damage):
+    ids=['xml', 'truncated', 'deep', 'list', 'empty object', 'no end of text', 'missing byte', 'string id', 'list id',
+         'float id', 'bool id', 'negative id', 'repeated id', 'skipped id', 'symbol without merge', 'empty file',
+         'truncated after a line', 'last line missing', 'first line missing', 'repeated merge', 'other model',
+         'half a line', 'not UTF-8'])
+def test_get_encoder_reports_damage(vocabulary, tmp_path, name, damage):
     """In one line, with the folder and the remedy."""
-    said = damaged_encoder(vocabulary, str(tmp_path / '117M'), name, damage)
-    assert said is not None
-    assert str(tmp_path / '117M') in said and name in said and ' is damaged (' in said and ' and fetch ' in said
-    assert '\n' not in said and len(said) < 400
+    message = damaged_encoder(vocabulary, str(tmp_path / '117M'), name, damage)
+    assert message is not None
+    assert str(tmp_path / '117M') in message and name in message and 'fetch' in message and 'delete both' not in message
+    assert '\n' not in message and len(message) < 400
 
 
+def test_special_tokens_are_shown_and_never_come_out_of_text(tmp_path):
+    """Wherever their ids are, of any name. A vocabulary without <|endoftext|> is not called damaged."""
+    merges = [('a', 'n'), ('an', 'd'), ('<', 's')]  # the tokens <s and > do not make <s> a lost merge
+    for place, special in ((0, ['<|endoftext|>', '<|pad|>', '<s>', '[CLS]', 'ein \u4e2d']),
+                           (260, ['[PAD]', '<|endoftext|>'])):
+        symbols = list(encoder.bytes_to_unicode().values()) + [''.join(pair) for pair in merges]
+        symbols[place:place] = special
+        folder = tmp_path / str(place)
+        folder.mkdir()
+        (folder / 'encoder.json').write_text(json.dumps({symbol: i for i, symbol in enumerate(symbols)}))
+        (folder / 'vocab.bpe').write_text('#version: 0.2\n' + ''.join('%s %s\n' % pair for pair in merges))
+        found = encoder.get_encoder(folder.name, str(tmp_path))
+        assert found.end_of_text == found.encoder['<|endoftext|>'] == symbols.index('<|endoftext|>')
+        text = ' and '.join(special)
+        tokens = found.encode(text)
+        assert found.decode(tokens) == text
+        assert found.encode('hand') == [found.encoder[symbol] for symbol in ('h', 'and')]
+        for name in special:
+            assert found.encoder[name] not in tokens and found.decode([97, found.encoder[name], 97]).count(name) == 1
+            assert found.decode([found.encoder[name]]) == name
+    ids = json.loads((folder / 'encoder.json').read_text())
+    ids['</s>'] = ids.pop('<|endoftext|>')
+    (folder / 'encoder.json').write_text(json.dumps(ids))
+    with pytest.raises(ValueError, match='cannot be used: it has no <.endoftext.>; models that end .* not supported'):
+        encoder.get_encoder(folder.name, str(tmp_path))
+
+
+def test_get_encoder_reports_the_line_of_a_bad_merge(vocabulary, tmp_path):
+    message = damaged_encoder(vocabulary, str(tmp_path / '117M'), 'vocab.bpe', lambda data: data[:data.index(b'\n')]
+                              + b'\na b\nhalf\n')
+    assert 'line 3 of vocab.bpe has 1 symbols' in message
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('damage', [
     lambda data: data.rstrip(b'\n'), lambda data: data + b'\n\n', lambda data: data.replace(b'\n', b'\r\n')],
-    ids=['no newline at the end', 'blank lines at the end', 'lines of Windows'])
-def test_vocabulary_that_an_editor_has_saved_is_accepted(vocabulary, tmp_path, damage):
+    ids=['no newline at the end', 'blank lines at the end', 'Windows line endings'])
+def test_get_encoder_accepts_files_that_an_editor_has_saved(vocabulary, tmp_path, damage):
     assert damaged_encoder(vocabulary, str(tmp_path / '117M'), 'vocab.bpe', damage) is None
 
 
-def test_a_folder_with_the_two_files_alone_has_an_encoder(vocabulary, tmp_path):
-    """As OpenAI's get_encoder: neither hyperparameters nor weights are asked for."""
+def test_get_encoder_needs_only_two_files(vocabulary, tmp_path):
+    """Like OpenAI's get_encoder, it needs neither hyperparameters nor weights."""
     copy_vocabulary(vocabulary, str(tmp_path / 'words'))
     assert encoder.get_encoder('words', str(tmp_path)).encode('Hello world') == [15496, 995]
 
 
-def test_vocabulary_is_written_as_the_release_has_it(vocabulary, tmp_path):
-    """The release's merges, written by us, give the release's two files to the byte."""
+def test_write_vocabulary_reproduces_the_released_files(vocabulary, tmp_path):
+    """The release's merges, written by us, give the release's two files byte by byte."""
     encoder.write_vocabulary(encoder.read_merges(os.path.join(vocabulary, 'vocab.bpe')), str(tmp_path / 'new'))
     assert sorted(os.listdir(str(tmp_path / 'new'))) == ['encoder.json', 'vocab.bpe']
     for name in ('encoder.json', 'vocab.bpe'):
@@ -398,7 +440,7 @@ def learn(folder, *, vocab_size=500):
     return encoder.get_encoder(folder.name, str(folder.parent))
 
 
-def test_learned_vocabulary_encodes_as_the_tokenizers_library_does(tokenizers, tmp_path):
+def test_learn_vocabulary_gives_the_ids_of_the_tokenizers_library(tokenizers, tmp_path):
     ours = learn(tmp_path / 'learned')
     theirs = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(
         str(tmp_path / 'learned' / 'encoder.json'), str(tmp_path / 'learned' / 'vocab.bpe')))
@@ -408,7 +450,7 @@ def test_learned_vocabulary_encodes_as_the_tokenizers_library_does(tokenizers, t
         assert ours.decode(ours.encode(text)) == text, ascii(text)
 
 
-def test_learned_merges_are_the_most_frequent_pairs(tokenizers, tmp_path):
+def test_learn_vocabulary_merges_the_most_frequent_pairs(tokenizers, tmp_path):
     """By counting: no pair is more frequent than the one that is merged next."""
     ours = learn(tmp_path / 'learned', vocab_size=320)
     words = [[ours.byte_encoder[byte] for byte in piece.encode('utf-8')]
@@ -422,7 +464,7 @@ def test_learned_merges_are_the_most_frequent_pairs(tokenizers, tmp_path):
     assert len(ranks) == 320 - 257
 
 
-def test_learned_vocabulary_has_the_asked_size_and_order(tokenizers, tmp_path, gpt2):
+def test_learn_vocabulary_has_the_requested_size_and_order(tokenizers, tmp_path, gpt2):
     learned = learn(tmp_path / 'learned')
     assert sorted(learned.decoder) == list(range(500))
     assert learned.end_of_text == 499
@@ -432,33 +474,33 @@ def test_learned_vocabulary_has_the_asked_size_and_order(tokenizers, tmp_path, g
     assert len(learn(tmp_path / 'bytes', vocab_size=257).encode('Hello world')) == len('Hello world')
 
 
-def test_learning_twice_gives_the_same_files(tokenizers, tmp_path):
+def test_learn_vocabulary_is_reproducible(tokenizers, tmp_path):
     for name in ('first', 'second'):
         learn(tmp_path / name)
     for name in ('encoder.json', 'vocab.bpe'):
         assert (tmp_path / 'first' / name).read_bytes() == (tmp_path / 'second' / name).read_bytes()
 
 
-def test_vocabulary_larger_than_the_text_is_refused(tokenizers, tmp_path):
+def test_learn_vocabulary_rejects_sizes_that_the_text_cannot_fill(tokenizers, tmp_path):
     with pytest.raises(ValueError, match='vocab_size is 5000'):
         learn(tmp_path / 'learned', vocab_size=5000)
     assert os.listdir(str(tmp_path)) == []
 
 
-def test_pair_is_learned_if_it_occurs_twice(tokenizers, tmp_path):
+def test_learn_vocabulary_needs_two_occurrences_of_a_pair(tokenizers, tmp_path):
     encoder.learn_vocabulary(['xy', 'xy'], 258, str(tmp_path / 'twice'))
     assert encoder.get_encoder('twice', str(tmp_path)).encode('xy') == [256]
-    with pytest.raises(ValueError, match='a vocabulary of 257 only'):
+    with pytest.raises(ValueError, match='vocab_size is 258.* 257 tokens'):
         encoder.learn_vocabulary(['xy'], 258, str(tmp_path / 'once'))
 
 
-def test_vocabulary_smaller_than_the_bytes_is_refused(tmp_path):
-    with pytest.raises(ValueError, match='vocab_size is 256; it must be at least 257'):
+def test_learn_vocabulary_rejects_fewer_tokens_than_bytes(tmp_path):
+    with pytest.raises(ValueError, match='vocab_size is 256.* 257'):
         learn(tmp_path / 'learned', vocab_size=256)
     assert os.listdir(str(tmp_path)) == []
 
 
-def test_learning_without_the_library_names_the_command(tmp_path, monkeypatch):
+def test_learn_vocabulary_without_tokenizers_names_the_command(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'tokenizers', None)
     with pytest.raises(ImportError, match='pip install tokenizers'):
         learn(tmp_path / 'learned')

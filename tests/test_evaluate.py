@@ -1,51 +1,50 @@
 """evaluate.py and evaluation/: every figure equals one computed in another way; each token is scored once.
 
-The other ways: NumPy, with the network and the windows written out; on current Python also transformers and lm-eval. The
-models are the tiny one, models/demo where it is there, and a thin one with the release's vocabulary and context.
+The other ways: NumPy, with the network and the windows written out; on current Python also transformers and lm-eval.
+The models are the tiny one, models/demo where it is there, and a thin one with the release's vocabulary and context.
 """
 import contextlib
-import fcntl
 import functools
 import html
 import importlib.util
+import inspect
 import itertools
 import json
 import math
 import os
-import pty
 import re
 import shutil
 import signal
-import struct
 import subprocess
 import sys
-import termios
 import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-import corpus
+from gpt2 import corpus
 import encoder
 import evaluate
-import process
-import reference
-from conftest import ROOT
-from evaluation import benchmarks, detokenize, protocols, scorer, table
-from evaluation.protocols import measure
+from gpt2.system import process
+from gpt2.evaluation import (
+    batches, benchmarks, cbt, detokenize, documents, lambada, language_modeling, loading, scorer, table)
+from gpt2.evaluation.benchmarks import measure
+from helpers import reference
+from helpers.paths import ROOT
+from helpers.processes import SECONDS, Conversation
 
-ALL = protocols.Options(context=None, stride=None, batch_size=2, limit=None)
+ALL = documents.Options(context=None, stride=None, batch_size=2, limit=None)
 TEXT = 'The quick brown fox jumps over the lazy dog, 17 times; é and “quotes”.\n' * 3
 
 
 @pytest.fixture(scope='module')
 def thin_models(vocabulary, tmp_path_factory):
-    """Path of a models_dir that holds `thin`: the release's vocabulary and context, few and narrow layers, random weights.
+    """Path of a models_dir with the model `thin`: the released vocabulary and context, narrow layers, random weights.
 
-    So uneven are its guesses that perplexity is far from the vocabulary's size.
+    Its predictions are uneven enough to make perplexity far from the vocabulary's size.
     """
-    import tiny
+    from helpers import tiny
     folder = str(tmp_path_factory.mktemp('models'))
     hparams = tiny.hparams(**dict(tiny.RELEASED_117M, n_embd=64, n_head=4, n_layer=2))
     tiny.write_model(os.path.join(folder, 'thin'), hparams, tiny.random_weights(hparams), vocabulary=vocabulary)
@@ -58,14 +57,14 @@ def loaded(request):
     name, models_dir = request.param, os.path.join(ROOT, 'models')
     if name != 'demo':
         models_dir = request.getfixturevalue({'tiny': 'tiny_models', 'thin': 'thin_models'}[name])
-    with evaluate.load(name, models_dir, ALL) as model:
-        from tf1 import tf
-        import checkpoint
+    with loading.load(name, models_dir, ALL) as model:
+        from gpt2.system.tf1 import tf
+        from gpt2 import checkpoint
         reader = tf.train.load_checkpoint(checkpoint.weights_prefix(os.path.join(models_dir, name)))
         weights = {name: reader.get_tensor(name).astype(np.float64) for name in reader.get_variable_to_shape_map()
                    if name.startswith('model/')}
 
-        @functools.lru_cache(maxsize=20)  # of questions and passages most are alike, but for their last token or their order
+        @functools.lru_cache(maxsize=20)  # most questions and passages differ only in their last token or their order
         def logits(*fed):
             return reference.forward(weights, np.array([fed]), model.hparams.n_head)[0][0]
 
@@ -129,7 +128,8 @@ def torch_model(case):
     hparams = case.model.hparams
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config(
         vocab_size=hparams.n_vocab, n_positions=hparams.n_ctx, n_embd=hparams.n_embd, n_layer=hparams.n_layer,
-        n_head=hparams.n_head, bos_token_id=case.model.encoder.end_of_text, eos_token_id=case.model.encoder.end_of_text))
+        n_head=hparams.n_head, bos_token_id=case.model.encoder.end_of_text,
+        eos_token_id=case.model.encoder.end_of_text))
     names = {'model/wte': 'wte.weight', 'model/wpe': 'wpe.weight'}
     state = {}
     for name, array in case.weights.items():
@@ -142,12 +142,13 @@ def torch_model(case):
 
 # The scorer
 
+@pytest.mark.slow
 @pytest.mark.parametrize('rows', [1, 2, 5, 1000])
-def test_the_score_is_what_each_token_costs_wherever_scoring_begins(sess, rows, monkeypatch):
-    """The logits may come in any number of pieces."""
-    import tiny
-    from tf1 import tf
-    monkeypatch.setattr(scorer, 'LOGIT_ROWS', rows)
+def test_scorer_gives_the_loss_of_each_token(sess, rows, monkeypatch):
+    """From any first token on, and with the logits in any number of pieces."""
+    from helpers import tiny
+    from gpt2.system.tf1 import tf
+    monkeypatch.setattr(scorer, 'MAX_LOGIT_ROWS', rows)
     hparams = tiny.hparams()
     weights = tiny.random_weights(hparams)
     score, guess = scorer.scorer(sess, hparams), scorer.guesser(sess, hparams, [3, 4, 5, 6, 7, 8])
@@ -159,22 +160,23 @@ def test_the_score_is_what_each_token_costs_wherever_scoring_begins(sess, rows, 
         logits_BTV, _ = reference.forward(weights, ids[:, :-1], hparams.n_head)
         expected = numpy_losses(logits_BTV, ids)[:, first - 1:]
         np.testing.assert_allclose(score(ids, first), expected, rtol=1e-4, atol=1e-5)
-        nats, likeliest, allowed = guess(ids, first)
+        nats, top, allowed = guess(ids, first)
         np.testing.assert_allclose(nats, expected, rtol=1e-4, atol=1e-5)
-        assert np.array_equal(likeliest, logits_BTV[:, first - 1:].argmax(axis=-1))
+        assert np.array_equal(top, logits_BTV[:, first - 1:].argmax(axis=-1))
         few = [0, 1, 2, 9, 10]
         assert np.array_equal(allowed, np.array(few)[logits_BTV[:, first - 1:, few].argmax(axis=-1)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('rows', [1, 5, 1000])
-@pytest.mark.parametrize('n_likeliest', [0, 5, 100])
-def test_predictions_are_what_the_definitions_give(sess, rows, n_likeliest, monkeypatch):
-    """Rank, entropy, variance and the likeliest tokens, from NumPy's probabilities in double precision."""
-    import tiny
-    monkeypatch.setattr(scorer, 'LOGIT_ROWS', rows)
+@pytest.mark.parametrize('n_top', [0, 5, 100])
+def test_predictor_follows_the_definitions(sess, rows, n_top, monkeypatch):
+    """Rank, entropy, variance and the most likely tokens, from NumPy's probabilities in double precision."""
+    from helpers import tiny
+    monkeypatch.setattr(scorer, 'MAX_LOGIT_ROWS', rows)
     hparams = tiny.hparams()
     weights = tiny.random_weights(hparams)
-    predict = scorer.predictor(sess, hparams, n_likeliest)
+    predict = scorer.predictor(sess, hparams, n_top)
     tiny.assign(sess, weights)
     for n_batch, n_token, first in ((1, 2, 1), (3, 7, 1), (2, 9, 4)):
         ids = np.random.RandomState(0).randint(hparams.n_vocab, size=[n_batch, n_token])
@@ -188,36 +190,40 @@ def test_predictions_are_what_the_definitions_give(sess, rows, n_likeliest, monk
         np.testing.assert_allclose(found.entropy, entropy_BT, rtol=1e-4)
         variance_BT = np.sum(np.exp(-nats_BTV) * (nats_BTV - entropy_BT[..., None]) ** 2, axis=-1)
         np.testing.assert_allclose(found.variance, variance_BT, rtol=1e-3)
-        if not n_likeliest:
-            assert found.likeliest is None and found.likeliest_nats is None
+        if not n_top:
+            assert found.top_ids is None and found.top_nats is None
             continue
-        order_BTV = np.argsort(nats_BTV, axis=-1)[..., :n_likeliest]
-        assert np.array_equal(found.likeliest, order_BTV)
-        np.testing.assert_allclose(found.likeliest_nats, np.take_along_axis(nats_BTV, order_BTV, axis=-1), rtol=1e-4, atol=1e-5)
+        order_BTV = np.argsort(nats_BTV, axis=-1)[..., :n_top]
+        assert np.array_equal(found.top_ids, order_BTV)
+        expected = np.take_along_axis(nats_BTV, order_BTV, axis=-1)
+        np.testing.assert_allclose(found.top_nats, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @on_small_models
-def test_predictions_of_a_document_are_those_of_its_windows(case):
-    """Each token is looked at once, in its own window: what scored.predictions has is in the order of the text."""
+def test_score_documents_has_predictions_in_the_order_of_the_text(case):
+    """Each token is predicted once, in its own window."""
     text = TEXT * 3
-    options = protocols.Options(context=24, stride=16, batch_size=3, limit=None)
+    options = documents.Options(context=24, stride=16, batch_size=3, limit=None)
     pieces = [text, None, TEXT, None]
-    plain = protocols.score_documents(case.model, pieces, options, n_bytes=len(text), label='')
-    found = protocols.score_documents(case.model, pieces, options, n_bytes=len(text), label='', predict=case.model.predictor(3))
+    plain = documents.score_documents(case.model, pieces, options, n_bytes=len(text), label='')
+    found = documents.score_documents(
+        case.model, pieces, options, n_bytes=len(text), label='', predict=case.model.predictor(3))
     assert [ids.tolist() for ids in found.documents] == [case.model.encoder.encode(part) for part in (text, TEXT)]
     for ids, predictions, nats_N in zip(found.documents, found.predictions, plain.nats):
         np.testing.assert_allclose(predictions.nats, nats_N, rtol=1e-4, atol=1e-4)
-        assert predictions.likeliest.shape == (len(ids), 3) and predictions.entropy.shape == ids.shape
-        is_likeliest = predictions.rank == 1
-        assert np.array_equal(predictions.likeliest[is_likeliest, 0], ids[is_likeliest]) and is_likeliest.any()
-        np.testing.assert_allclose(predictions.likeliest_nats[is_likeliest, 0], predictions.nats[is_likeliest], rtol=1e-4, atol=1e-5)
+        assert predictions.top_ids.shape == (len(ids), 3) and predictions.entropy.shape == ids.shape
+        is_top = predictions.rank == 1
+        assert np.array_equal(predictions.top_ids[is_top, 0], ids[is_top]) and is_top.any()
+        np.testing.assert_allclose(predictions.top_nats[is_top, 0], predictions.nats[is_top], rtol=1e-4, atol=1e-5)
 
 
-def test_the_scorer_takes_the_variables_of_a_model_that_is_there(sess):
-    """So training scores with the weights that it trains."""
+@pytest.mark.slow
+def test_scorer_uses_the_variables_of_an_existing_model(sess):
+    """So that training could score with the weights that it trains."""
     import model
-    import tiny
-    from tf1 import tf
+    from helpers import tiny
+    from gpt2.system.tf1 import tf
     hparams = tiny.hparams()
     tokens = tf.placeholder(tf.int32, [1, 6])
     losses = model.token_losses(model.model(hparams, tokens)['logits'], tokens)
@@ -231,9 +237,10 @@ def test_the_scorer_takes_the_variables_of_a_model_that_is_there(sess):
 
 @pytest.mark.parametrize('fills_last', [False, True])
 @pytest.mark.parametrize('stride', [1, 3, 5])
-def test_each_token_of_a_document_is_scored_once_and_the_first_is_given_the_end_of_text(stride, fills_last):
+def test_document_rows_score_each_token_once(stride, fills_last):
+    """The first token is predicted from an end-of-text token."""
     for n_token in range(20):
-        rows = protocols.document_rows(np.arange(n_token), 99, n_ctx=5, stride=stride, fills_last=fills_last)
+        rows = documents.document_rows(np.arange(n_token), 99, n_ctx=5, stride=stride, fills_last=fills_last)
         assert [token for row in rows for token in row.ids[row.first:]] == list(range(n_token))
         assert all(1 <= row.first < len(row.ids) <= 6 for row in rows)
         assert not rows or rows[0].ids[0] == 99
@@ -241,33 +248,43 @@ def test_each_token_of_a_document_is_scored_once_and_the_first_is_given_the_end_
             assert len({len(row.ids) for row in rows}) <= 1
 
 
-def test_batches_hold_every_row_once_and_only_equal_ones():
+def test_group_rows_puts_each_row_into_one_batch():
+    """Rows of a batch have the same length and the same first token."""
     random = np.random.RandomState(0)
     shapes = zip(random.randint(1, 6, size=100), random.randint(1, 3, size=100))
-    rows = [protocols.Row(np.full(length, number), first) for number, (length, first) in enumerate(shapes)]
-    work = protocols.batches(rows, 12)
+    rows = [batches.Row(np.full(length, number), first, 0) for number, (length, first) in enumerate(shapes)]
+    work = batches.group_rows(rows, 12)
     assert sorted(number for numbers in work for number in numbers) == list(range(100))
     for numbers in work:
-        ids, first = protocols.stack(rows, numbers)
+        ids, first = batches.stack_rows(rows, numbers)
         assert ids[:, 0].tolist() == numbers
         assert {(len(rows[number].ids), rows[number].first) for number in numbers} == {(ids.shape[1], first)}
         assert ids.size <= 12
     assert len(work) < 60
 
 
+@pytest.mark.parametrize('nats, expected', [(math.log(2), 2), (600, math.exp(600)), (1e5, math.exp(700))])
+def test_sum_perplexity_of_any_size(nats, expected):
+    """A float cannot hold e^710, and a text in an unknown script may cost more."""
+    assert batches.Sum('perplexity', 3 * nats, 3).value() == pytest.approx(expected)
+
+
 # NumPy
 
+@pytest.mark.slow
 @pytest.mark.parametrize('context, stride', [(None, None), (20, 7)])
-def test_the_figures_of_a_text_equal_numpy(case, context, stride, capsys, tmpdir):
+def test_text_prints_the_figures_of_numpy(case, context, stride, capsys, tmpdir):
+    """And writes the same log-probabilities to the file of --jsonl."""
     path, output = str(tmpdir.join('a.txt')), str(tmpdir.join('out.jsonl'))
-    documents = [TEXT, 'Second.\n\nThird line']
+    texts = [TEXT, 'Second.\n\nThird line']
     with open(path, 'w', encoding='utf-8') as file:
-        file.write('\n<|endoftext|>\n'.join(documents))
-    expected = [numpy_nats(case, case.model.encoder.encode(text), n_ctx=context, stride=stride) for text in documents]
-    evaluate.text(path, model_name=case.model.name, models_dir=case.models_dir, context=context, stride=stride, jsonl=output)
+        file.write('\n<|endoftext|>\n'.join(texts))
+    expected = [numpy_nats(case, case.model.encoder.encode(text), n_ctx=context, stride=stride) for text in texts]
+    evaluate.text(path, model_name=case.model.name, models_dir=case.models_dir, context=context, stride=stride,
+                  jsonl=output)
     figures = dict(line.rsplit(None, 1) for line in capsys.readouterr().out.splitlines())
-    whole, nats = ''.join(documents), sum(map(np.sum, expected))
-    n_words = sum(len(text.split()) for text in documents)
+    whole, nats = ''.join(texts), sum(map(np.sum, expected))
+    n_words = sum(len(text.split()) for text in texts)
     for name, value in (('nats', nats), ('perplexity per token', math.exp(nats / sum(map(len, expected)))),
                         ('perplexity per word', math.exp(nats / n_words)), ('words', n_words), ('documents', 2),
                         ('bits per byte', nats / math.log(2) / len(whole.encode())), ('characters', len(whole)),
@@ -275,7 +292,7 @@ def test_the_figures_of_a_text_equal_numpy(case, context, stride, capsys, tmpdir
         assert float(figures[name]) == pytest.approx(value, rel=1e-4), name
     with open(output, encoding='utf-8') as file:
         lines = [json.loads(line) for line in file]
-    assert [line['text'] for line in lines] == documents
+    assert [line['text'] for line in lines] == texts
     for line, nats in zip(lines, expected):
         np.testing.assert_allclose(-np.array(line['log_probabilities']), nats, rtol=1e-4, atol=1e-4)
         assert case.model.encoder.decode(line['tokens']) == line['text']
@@ -288,44 +305,49 @@ def numpy_logits(case, ids):
     return np.concatenate([case.logits(*fed[begin:begin + n_ctx]) for begin in range(0, len(fed), n_ctx)])
 
 
+@pytest.mark.slow
 @on_small_models
-def test_the_page_of_a_text_shows_it_with_the_ranks_that_numpy_finds(case, tmpdir):
+def test_text_html_shows_the_text_and_the_ranks_of_numpy(case, tmpdir):
     output = str(tmpdir.join('a.html'))
-    documents = ['A <b>bold</b> & "quoted" text.\n' + TEXT, 'Second.']
-    path = write(tmpdir, 'a & b.txt', '\n<|endoftext|>\n'.join(documents))
+    texts = ['A <b>bold</b> & "quoted" text.\n' + TEXT, 'Second.']
+    path = write(tmpdir, 'a & b.txt', '\n<|endoftext|>\n'.join(texts))
     evaluate.text(path, model_name=case.model.name, models_dir=case.models_dir, html=output)
     with open(output, encoding='utf-8') as file:
         page = file.read()
     shown = re.sub('<[^>]*>', '', re.search('<main.*?</main>', page, re.DOTALL).group())
-    assert all(html.escape(document, quote=False) in shown for document in documents) and 'this is' not in page
+    assert all(html.escape(text, quote=False) in shown for text in texts) and '% of the text' not in page
     assert '<title>a &amp; b.txt</title>' in page and case.model.name in page
     ranks = []
-    for ids in map(case.model.encoder.encode, documents):
+    for ids in map(case.model.encoder.encode, texts):
         logits_NV = numpy_logits(case, ids)
         ranks += (1 + np.sum(logits_NV > logits_NV[np.arange(len(ids)), ids][:, None], axis=-1)).tolist()
     for least, most in ((1, 10), (11, 100), (101, 1000), (1001, 9999)):
         assert '%% (%d)</span>' % sum(least <= rank <= most for rank in ranks) in page
 
 
-def test_the_page_of_a_part_of_a_text_says_so(tiny_models, tmpdir):
+@pytest.mark.slow
+def test_text_html_shows_the_share_of_the_text(tiny_models, tmpdir):
     output = tmpdir.join('a.html')
-    evaluate.text(write(tmpdir, 'a.txt', 'a' * 128), limit=1, model_name='tiny', models_dir=tiny_models, html=str(output))
-    assert 'as the model tiny reads it; this is 25 % of it<' in output.read_text('utf-8')
+    path = write(tmpdir, 'a.txt', 'a' * 128)
+    evaluate.text(path, limit=1, model_name='tiny', models_dir=tiny_models, html=str(output))
+    assert 'by the model tiny; 25 % of the text<' in output.read_text('utf-8')
 
 
 @pytest.mark.parametrize('field', ['nats', 'entropy', 'variance'])
-def test_numbers_that_are_not_finite_are_told_and_not_shown(loads, tmpdir, field):
+def test_text_rejects_predictions_that_are_not_finite(loads, tmpdir, field):
+    """No page is written."""
     ones = np.ones([1, 5], np.float32)
-    broken = protocols.Predictions(ones, ones.astype(int), ones, ones, None, None)._replace(**{field: ones * [1, 1, 1, 1, np.nan]})
-    loads(byte_model(lambda ids, first=1: broken.nats)._replace(predictor=lambda n_likeliest: lambda ids, first: broken))
+    broken = batches.Predictions(ones, ones.astype(int), ones, ones)._replace(**{field: ones * [1, 1, 1, 1, np.nan]})
+    loads(byte_model(lambda ids, first=1: broken.nats)._replace(predictor=lambda n_top: lambda ids, first: broken))
     output = tmpdir.join('a.html')
-    with pytest.raises(ValueError, match='the model predicts numbers that are not finite; its weights may be damaged'):
+    with pytest.raises(ValueError, match='not finite; its weights may be damaged'):
         evaluate.text(write(tmpdir, 'a.txt', 'abcde'), html=str(output))
     assert not output.check()
 
 
+@pytest.mark.slow
 @on_small_models
-def test_the_areas_under_roc_curves_equal_numpy_and_scikit_learn(case, tmpdir, capsys):
+def test_detect_prints_the_areas_of_numpy_and_scikit_learn(case, tmpdir, capsys):
     """Each statistic from its definition, and its area by comparing each text of one side with each of the other."""
     random = np.random.RandomState(0)
     sides = [[], []]
@@ -338,14 +360,17 @@ def test_the_areas_under_roc_curves_equal_numpy_and_scikit_learn(case, tmpdir, c
     chart = tmpdir.join('roc.png') if importlib.util.find_spec('matplotlib') else None
     evaluate.detect(*paths, model_name=case.model.name, models_dir=case.models_dir, chart=chart and str(chart))
     out, err = capsys.readouterr()
-    found = {tuple(line.split(' | ')[i].strip('| ') for i in (0, 2)): line.split(' | ')[3] for line in out.splitlines()[2:]}
+    rows = [line.strip('| ').split(' | ') for line in out.splitlines()[2:]]
+    found = {(row[0], row[2]): row[3] for row in rows}
     lengths = [length for length in (32, 64) if length <= case.model.hparams.n_ctx]
     assert {int(length) for length, _ in found} == set(lengths)
+    sides = [[case.model.encoder.encode(text)[:lengths[-1]] for text in side] for side in sides]
+    sides = [[(ids, numpy_logits(case, ids)) for ids in side] for side in sides]
     for length in lengths:
-        ids = [[case.model.encoder.encode(text)[:length] for text in side] for side in sides]
-        ids = [[some for some in side if len(some) == length] for side in ids]
-        n = min(map(len, ids))
-        scores = [[numpy_statistics(case, some) for some in side[:n]] for side in ids]
+        n = min([sum(len(ids) >= length for ids, _ in side) for side in sides])
+        scores = [[numpy_statistics(ids[:length], logits_NV[:length]) for ids, logits_NV in side if len(ids) >= length]
+                  for side in sides]
+        scores = [side[:n] for side in scores]
         for name in scores[0][0]:
             human, machine = ([score[name] for score in side] for side in scores)
             wins = [(a < b) + (a == b) / 2 for a in np.float32(human) for b in np.float32(machine)]
@@ -358,31 +383,32 @@ def test_the_areas_under_roc_curves_equal_numpy_and_scikit_learn(case, tmpdir, c
     assert not chart or chart.read_binary().startswith(b'\x89PNG')
 
 
-def numpy_statistics(case, ids):
-    """The zero-shot statistics of a text, {name: float}, each from its definition."""
-    logits_NV = numpy_logits(case, ids)
+def numpy_statistics(ids, logits_NV):
+    """The zero-shot statistics of a text with these logits, {name: float}, each from its definition."""
     log_NV = logits_NV - np.log(np.exp(logits_NV).sum(axis=-1, keepdims=True))
     log_N = log_NV[np.arange(len(ids)), ids]
     rank_N = 1 + np.sum(log_NV > log_N[:, None], axis=-1)
     mean_N = np.sum(np.exp(log_NV) * log_NV, axis=-1)
     variance_N = np.sum(np.exp(log_NV) * (log_NV - mean_N[:, None]) ** 2, axis=-1)
-    return {'log-probability': log_N.mean(), 'log-rank (low)': -np.log(rank_N).mean(), 'share in the top 10': (rank_N <= 10).mean(),
-            'entropy (low)': mean_N.mean(), 'curvature': (log_N - mean_N).sum() / np.sqrt(variance_N.sum())}
+    return {'log-probability': log_N.mean(), 'log-rank (low)': -np.log(rank_N).mean(),
+            'share in the top 10': (rank_N <= 10).mean(), 'entropy (low)': mean_N.mean(),
+            'curvature': (log_N - mean_N).sum() / np.sqrt(variance_N.sum())}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('limit', [None, 20])
-def test_the_texts_that_are_compared_are_scored_once_and_no_further_than_they_count(loads, tmpdir, capsys, limit):
-    """Of 30 human texts and 25 of a machine, 20 or 25 each; none is longer than the longest length it is long enough for."""
-    paths = [write(tmpdir, name, '\n<|endoftext|>\n'.join(letter * n_bytes + '%d' % n_bytes for n_bytes in range(40, 40 + n)))
+def test_detect_scores_only_what_it_compares(loads, tmpdir, capsys, limit):
+    """Of 30 human texts and 25 of a machine, 20 or 25 each, once, and only the first 32 tokens of them."""
+    paths = [write(tmpdir, name, '\n<|endoftext|>\n'.join(letter * size + '%d' % size for size in range(40, 40 + n)))
              for name, letter, n in (('h.txt', 'h', 30), ('m.txt', 'm', 25))]
     rows, sizes = [], []
 
-    def predictor(n_likeliest):
+    def predictor(n_top):
         def predict(ids, first):
             sizes.append(len(ids))
             rows.extend(ids[:, first:].tolist())
             ones = np.ones([len(ids), ids.shape[1] - first], np.float32)
-            return protocols.Predictions(ones, ones.astype(int), ones, ones, None, None)
+            return batches.Predictions(ones, ones.astype(int), ones, ones)
         return predict
 
     loads(byte_model(None, n_ctx=100)._replace(predictor=predictor))
@@ -392,7 +418,7 @@ def test_the_texts_that_are_compared_are_scored_once_and_no_further_than_they_co
     assert '| 32 | %d | log-probability | 0.500 |' % (limit or 25) in capsys.readouterr().out
 
 
-def test_the_precision_reaches_the_model(loads, tmpdir, monkeypatch):
+def test_precision_reaches_the_model_of_each_command(loads, tmpdir, monkeypatch):
     path = write(tmpdir, 'a.txt', '\n<|endoftext|>\n'.join('%040d' % number for number in range(25)))
     loads(byte_model(None, n_ctx=100))
 
@@ -400,25 +426,33 @@ def test_the_precision_reaches_the_model(loads, tmpdir, monkeypatch):
         raise RuntimeError('loads in %s' % precision)
 
     monkeypatch.setattr(evaluate, 'load', load)
-    for command in (lambda: evaluate.detect(path, path, precision='int8'), lambda: evaluate.text(path, precision='int8')):
+    write(tmpdir, 'data/text8', 'abcd')
+    passages = write(tmpdir, 'passages', '"a b"')
+    for command in (lambda: evaluate.detect(path, path, precision='int8'),
+                    lambda: evaluate.text(path, precision='int8'),
+                    lambda: evaluate.COMMANDS['text8'](path, precision='int8'),
+                    lambda: evaluate.COMMANDS['lambada'](passages, precision='int8'),
+                    lambda: evaluate.table(str(tmpdir.join('data')), model_name='mine', precision='int8')):
         with pytest.raises(RuntimeError, match='loads in int8'):
             command()
 
 
-def test_interrupted_no_figures_of_a_part_of_the_texts_are_printed(loads, tmpdir, capsys):
+def test_detect_interrupted_prints_nothing(loads, tmpdir, capsys):
+    """Figures of a part of the texts would be of other texts."""
     path = write(tmpdir, 'a.txt', '\n<|endoftext|>\n'.join('%040d' % number for number in range(25)))
 
     def interrupted(ids, first):
         raise KeyboardInterrupt
 
-    loads(byte_model(None, n_ctx=100)._replace(predictor=lambda n_likeliest: interrupted))
+    loads(byte_model(None, n_ctx=100)._replace(predictor=lambda n_top: interrupted))
     with pytest.raises(KeyboardInterrupt):
         evaluate.detect(path, path)
     assert not capsys.readouterr().out
 
 
+@pytest.mark.slow
 @on_small_models
-def test_each_line_can_be_a_document(case, capsys, tmpdir):
+def test_text_per_line_equals_numpy(case, capsys, tmpdir):
     path, output = str(tmpdir.join('a.txt')), str(tmpdir.join('out.jsonl'))
     with open(path, 'w', encoding='utf-8') as file:
         file.write('One candidate\n\nAnother one\n')
@@ -441,8 +475,9 @@ TEXTS = {  # benchmark: (text as the benchmark has it, text as it is scored, n_w
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('benchmark', sorted(TEXTS))
-def test_the_figures_of_a_benchmark_equal_numpy(case, benchmark, tmpdir):
+def test_measure_running_text_equals_numpy(case, benchmark, tmpdir):
     text, joined, n_words = TEXTS[benchmark]
     path = str(tmpdir.join('text'))
     with open(path, 'w', encoding='utf-8', newline='') as file:
@@ -456,9 +491,9 @@ def test_the_figures_of_a_benchmark_equal_numpy(case, benchmark, tmpdir):
         cut = joined.index('= Other')
         readings['detokenized, each page alone, last window filled'] = [joined[:cut], joined[cut:]]
     expected = {}
-    for name, documents in readings.items():
+    for name, texts in readings.items():
         nats = np.concatenate([numpy_nats(case, case.model.encoder.encode(document), fills_last='filled' in name)
-                               for document in documents])
+                               for document in texts])
         units = {'word': n_words, 'word or line end': n_words and n_words + text.count('\n'), 'token': len(nats)}
         if benchmark == 'wikitext2':
             units['word as lm-eval counts'] = n_words + 2 * 2
@@ -474,13 +509,14 @@ def test_the_figures_of_a_benchmark_equal_numpy(case, benchmark, tmpdir):
     assert {(figure.benchmark, figure.share) for figure in figures} == {(benchmark, 1)}
 
 
-def test_the_figures_of_lambada_equal_numpy(case):
-    """A last word of one character: the network's favourite is among the printable ones, or there is no hit to be had."""
+@pytest.mark.slow
+def test_measure_lambada_equals_numpy(case):
+    """Last words have one character, and the network's favourite is printable: otherwise nothing would be a hit."""
     beginnings = ['“Yes”, he', 'A b c d', 'It was a rainy']
     endings = [chr(code) for code in range(33, 127)]
     passages = [beginning + ' ' + ending for beginning in beginnings for ending in endings]
     encoder = case.model.encoder
-    is_barred = np.array([encoder.decode([token]).strip().lower() in benchmarks.STOP_WORDS
+    is_stop_word = np.array([encoder.decode([token]).strip().lower() in lambada.STOP_WORDS
                           for token in range(case.model.hparams.n_vocab)])
     expected = {}
     for name, prepare in (('as it is', lambda text: text),
@@ -493,11 +529,13 @@ def test_the_figures_of_lambada_equal_numpy(case):
                 nats = numpy_losses(logits_TV[None], np.array([ids]))[0]
                 word = list(range(len(encoder.encode(prepare(beginning))), len(ids)))
                 hit = {place: logits_TV[place - 1].argmax() == ids[place] for place in word}
-                allowed = {place: np.where(is_barred, -np.inf, logits_TV[place - 1]).argmax() == ids[place] for place in word}
+                allowed = {place: np.where(is_stop_word, -np.inf, logits_TV[place - 1]).argmax() == ids[place]
+                           for place in word}
                 for figure, value in (
                         ('last word; perplexity', sum(nats[place - 1] for place in word)),
                         ('last word; accuracy', all(hit.values())),
-                        ('last word, no stop words; accuracy', allowed[word[0]] and all(hit[place] for place in word[1:])),
+                        ('last word, no stop words; accuracy',
+                         allowed[word[0]] and all(hit[place] for place in word[1:])),
                         ('last token; perplexity', nats[-1]),
                         ('last token; accuracy', hit[word[-1]]),
                         ('last token, no stop words; accuracy', allowed[word[-1]])):
@@ -510,20 +548,21 @@ def test_the_figures_of_lambada_equal_numpy(case):
     assert figures == pytest.approx(expected, rel=1e-4)
 
 
-def test_lambada_counts_words_tokens_and_filtered_guesses():
-    """Three passages with words of two tokens, (5, 6): guessed in full, guessed but for the filter, guessed at the end."""
+def test_lambada_sums_count_words_tokens_and_filtered_guesses():
+    """Three passages with words of two tokens, (5, 6): guessed in full, only with the filter, only at the end."""
     nats = np.log([[2, 3], [4, 5], [6, 7]])
-    likeliest = np.array([[5, 6], [8, 6], [5, 9]])
+    top = np.array([[5, 6], [8, 6], [5, 9]])
     allowed = np.array([[5, 6], [5, 6], [5, 6]])
-    sums = protocols.lambada_sums(np.array([[5, 6]] * 3), nats, likeliest, allowed)
+    sums = lambada.sums_of(np.array([[5, 6]] * 3), nats, top, allowed)
     assert {name: total.value() for name, total in sums.items()} == pytest.approx({
         'last word; perplexity': (6 * 20 * 42) ** (1 / 3), 'last word; accuracy': 100 / 3,
         'last word, no stop words; accuracy': 200 / 3, 'last token; perplexity': (3 * 5 * 7) ** (1 / 3),
         'last token; accuracy': 200 / 3, 'last token, no stop words; accuracy': 100})
 
 
-def test_the_figures_of_cbt_equal_numpy(case, tmpdir):
-    """The answers are what the network chooses in one way of reading, and for every third question in another one."""
+@pytest.mark.slow
+def test_measure_cbt_equals_numpy(case, tmpdir):
+    """The answers are the network's choices in one reading, and for every third question those in another one."""
     random = np.random.RandomState(0)
     words = ['cat', 'dog', 'sun', 'egg', 'hat', 'map', 'ink', 'jar', 'kit', 'log']
     questions, right = [], {}
@@ -558,13 +597,15 @@ def test_the_figures_of_cbt_equal_numpy(case, tmpdir):
 
 
 @on_small_models
-def test_of_a_question_that_is_too_long_the_candidate_stays_and_a_token_before_it(case):
+def test_candidate_rows_cut_a_question_that_is_too_long(case):
+    """The candidate stays, and a token before it."""
     n_ctx = case.model.hparams.n_ctx
     for n_before, n_after in ((3 * n_ctx, 1), (3 * n_ctx, 2 * n_ctx), (3, 2 * n_ctx), (3, 3)):
-        question = benchmarks.Question('. ' * n_before, 'So ', ' .' * n_after, ['#1', '@23', '&456'], 0)
-        ids, first, ends = protocols.candidate_rows(case.model, question, None)
+        question = cbt.Question('. ' * n_before, 'So ', ' .' * n_after, ['#1', '@23', '&456'], 0)
+        ids, first, ends = cbt.candidate_rows(case.model, question, None)
         assert first >= 1 and ids.shape[1] <= n_ctx + 1
-        for row, candidate, n_text, n_candidate in zip(ids, question.candidates, ends['whole text'], ends['candidate alone']):
+        for row, candidate, n_text, n_candidate in zip(
+                ids, question.candidates, ends['whole text'], ends['candidate alone']):
             assert case.model.encoder.decode(row[first:first + n_candidate]).strip() == candidate
             text = question.story + ' ' + question.before + candidate + question.after
             assert text.endswith(case.model.encoder.decode(row[first:first + n_text]).strip()) or n_text + first > n_ctx
@@ -572,14 +613,15 @@ def test_of_a_question_that_is_too_long_the_candidate_stays_and_a_token_before_i
 
 # transformers and lm-eval
 
+@pytest.mark.slow
 @pytest.mark.parametrize('overlap', [0, 5])
-def test_the_nats_of_a_text_equal_transformers_with_a_sliding_window(case, torch_model, overlap):
+def test_score_documents_equals_transformers_with_a_sliding_window(case, torch_model, overlap):
     import torch
     n_ctx = case.model.hparams.n_ctx
     stride = n_ctx - overlap
     with open(reference.__file__, encoding='utf-8') as file:
         text = file.read()
-    text = case.model.encoder.decode(case.model.encoder.encode(text)[:2 * n_ctx + 100])  # over three windows, the last shorter
+    text = case.model.encoder.decode(case.model.encoder.encode(text)[:2 * n_ctx + 100])  # the last window is shorter
     ids = case.model.encoder.encode(text)
     tokens = torch.tensor([[case.model.encoder.end_of_text] + ids])
     nats, n_seen = [], 1
@@ -593,7 +635,7 @@ def test_the_nats_of_a_text_equal_transformers_with_a_sliding_window(case, torch
         if end == len(ids) + 1:
             break
     options = ALL._replace(stride=stride)
-    ours = protocols.score_documents(case.model, [text, None], options, n_bytes=len(text), label='')
+    ours = documents.score_documents(case.model, [text, None], options, n_bytes=len(text), label='')
     assert not ours.interrupted and ours.share == 1 and ours.documents[0].tolist() == ids
     np.testing.assert_allclose(ours.nats[0], np.concatenate(nats), rtol=1e-4, atol=1e-4)
 
@@ -620,28 +662,30 @@ def harness_results(harness, task, path, folder):
     task.update(task='local', dataset_path='json', dataset_name=None, test_split='test',
                 dataset_kwargs={'data_files': {'test': path}, 'cache_dir': folder})
     task.pop('tag', None)
-    results = simple_evaluate(model=harness, tasks=[task], bootstrap_iters=0, log_samples=False,
-                              task_manager=TaskManager(include_defaults=False))  # or it reads the files of thousands of tasks
+    manager = TaskManager(include_defaults=False)  # otherwise it reads the files of thousands of tasks
+    results = simple_evaluate(model=harness, tasks=[task], bootstrap_iters=0, log_samples=False, task_manager=manager)
     return {name.split(',')[0]: value for name, value in results['results']['local'].items()}
 
 
-def test_lambada_equals_lm_eval(case, harness, shared, tmpdir):
+@pytest.mark.slow
+def test_measure_lambada_equals_lm_eval(case, harness, shared, tmpdir):
     import lm_eval.tasks
     import yaml
     tasks = os.path.dirname(lm_eval.tasks.__file__)
     with open(os.path.join(tasks, 'lambada', 'lambada_openai.yaml'), encoding='utf-8') as file:
         task = yaml.safe_load(file)
     path = str(tmpdir.join('lambada.jsonl'))
-    passages = benchmarks.read_lambada(os.path.join(shared, 'eval', 'lambada_test.jsonl'))[:40]
+    passages = lambada.read('lambada', os.path.join(shared, 'eval', 'lambada_test.jsonl'))[:40]
     guess = case.model.guesser([])
-    passages = [with_guess(case.model, guess, passage) if number % 2 else passage for number, passage in enumerate(passages)]
+    passages[1::2] = [with_guess(case.model, guess, passage) for passage in passages[1::2]]
     with open(path, 'w', encoding='utf-8') as file:
         file.writelines(json.dumps({'text': passage}) + '\n' for passage in passages)
     theirs = harness_results(harness, task, path, str(tmpdir))
     ours = {figure.protocol: figure.value for figure in measure(case.model, 'lambada', passages, ALL)}
     assert ours['as it is; last word; perplexity'] == pytest.approx(theirs['perplexity'], rel=1e-4)
     assert ours['as it is; last word; accuracy'] == pytest.approx(100 * theirs['acc'], rel=1e-4)
-    assert 0 < theirs['acc'] < 1 or case.model.name == 'tiny', 'no passage proves what a hit is'  # tiny has no token for a word
+    # tiny has no token for a word
+    assert 0 < theirs['acc'] < 1 or case.model.name == 'tiny', 'no passage proves what a hit is'
 
 
 def with_guess(model, guess, passage):
@@ -649,16 +693,18 @@ def with_guess(model, guess, passage):
     before = passage.rpartition(' ')[0]
     ids = model.encoder.encode(before)
     fed = ids[-model.hparams.n_ctx:]
-    likeliest = int(guess(np.array([fed + [0]]), len(fed))[1][0, 0])
-    word = model.encoder.decode([likeliest])
-    return before + word if re.match(r' \S+\Z', word) and model.encoder.encode(before + word) == ids + [likeliest] else passage
+    top = int(guess(np.array([fed + [0]]), len(fed))[1][0, 0])
+    word = model.encoder.decode([top])
+    is_word = re.match(r' \S+\Z', word) and model.encoder.encode(before + word) == ids + [top]
+    return before + word if is_word else passage
 
 
-def test_wikitext_equals_lm_eval_but_for_its_detokenizer_which_cannot_be_undone(case, harness, shared, tmpdir):
-    """lm-eval is given our text of each page, and counts the words of the page by itself."""
+@pytest.mark.slow
+def test_measure_wikitext_equals_lm_eval(case, harness, shared, tmpdir):
+    """lm-eval gets our text of each page, as its own detokenizer cannot be undone, and counts the words itself."""
     from lm_eval.tasks.wikitext import preprocess_wikitext
     with open(os.path.join(shared, 'eval', 'wiki.test.raw'), encoding='utf-8', newline='') as file:
-        pages = [page[:1000].rpartition('\n')[0] + '\n' for page in benchmarks.wikitext_pages(file.read())[:3]]
+        pages = [page[:1000].rpartition('\n')[0] + '\n' for page in language_modeling.wikitext_pages(file.read())[:3]]
     path = str(tmpdir.join('wiki.test.raw'))
     with open(path, 'w', encoding='utf-8', newline='') as file:
         file.write(''.join(pages))
@@ -676,12 +722,13 @@ def test_wikitext_equals_lm_eval_but_for_its_detokenizer_which_cannot_be_undone(
 
 # Memory
 
-# A process's peak counts that of the one it was forked from. This one is small, and so tells that of what it calls alone.
+# A process's peak memory includes that of its parent when it was forked. This parent is small.
 MEASURING = ('import resource, subprocess, sys; subprocess.check_call(sys.argv[1:], stdout=subprocess.DEVNULL); '
              'print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)')
 
 
-def test_the_logits_of_few_positions_are_in_memory_at_once(thin_models, tmpdir):
+@pytest.mark.slow
+def test_scorer_keeps_the_logits_of_few_positions_in_memory(thin_models, tmpdir):
     """A process by itself, two batches of 4,096 tokens: the logits of one would take 0.8 GB, twice at least."""
     path = write(tmpdir, 'a.txt', TEXT * 300)
     command = [sys.executable, os.path.join(ROOT, 'src', 'evaluate.py'), 'text', path, '--model_name', 'thin',
@@ -711,12 +758,12 @@ def byte_model(score, guesser=None, n_ctx=8):
     """A Model of functions, for which a byte is a token."""
     symbols = list(encoder.bytes_to_unicode().values()) + [encoder.END_OF_TEXT]
     text_encoder = encoder.Encoder({symbol: token for token, symbol in enumerate(symbols)}, [])
-    return protocols.Model('bytes', text_encoder, SimpleNamespace(n_ctx=n_ctx), score, guesser, None)
+    return loading.Model('bytes', text_encoder, SimpleNamespace(n_ctx=n_ctx), score, guesser, None)
 
 
 @pytest.fixture
 def loads(monkeypatch):
-    """A function that makes the script load a Model of ours, and returns the list of the names that it then asks for."""
+    """A function that makes the script load a given Model, and returns the list of the names that it then loads."""
     def replace(model):
         names = []
 
@@ -726,34 +773,37 @@ def loads(monkeypatch):
             yield model
         monkeypatch.setattr(evaluate, 'load', load)
         monkeypatch.setattr(evaluate, 'check_model', lambda *_: (model.encoder, model.hparams))
+        monkeypatch.setattr(evaluate, 'model_files', lambda *_: [])
         return names
     return replace
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('n_ctx, stride', [(5, 5), (5, 2), (8, 1)])
-def test_a_limit_scores_the_first_windows_of_all_and_the_text_is_cut_there(n_ctx, stride):
-    """A token costs its own number, so that it is seen which one a price belongs to."""
+def test_score_documents_limit_scores_the_first_windows(n_ctx, stride):
+    """The text is cut there. A token costs its own number, which shows whose cost is where."""
     model = byte_model(lambda ids, first: ids[:, first:].astype(np.float32))
     random = np.random.RandomState(0)
-    options = protocols.Options(n_ctx, stride, 2, None)
+    options = documents.Options(n_ctx, stride, 2, None)
     for _ in range(30):
-        documents = [''.join(chr(97 + i) for i in random.randint(26, size=size)) for size in random.randint(1, 30, size=4)]
-        text = ''.join(documents)
-        pieces = [piece for document in documents for piece in (document[:3], document[3:], None)]
-        windows = [(number, row) for number, document in enumerate(documents)
-                   for row in protocols.document_rows(model.encoder.encode(document), 256, n_ctx=n_ctx, stride=stride)]
+        texts = [''.join(chr(97 + i) for i in random.randint(26, size=size)) for size in random.randint(1, 30, size=4)]
+        whole = ''.join(texts)
+        pieces = [piece for text in texts for piece in (text[:3], text[3:], None)]
+        windows = [(number, row) for number, text in enumerate(texts)
+                   for row in documents.document_rows(model.encoder.encode(text), 256, n_ctx=n_ctx, stride=stride)]
         for limit in [None] + list(range(1, len(windows) + 2)):
-            expected = [[token for number, row in windows[:limit] if number == document for token in row.ids[row.first:]]
-                        for document in range(4)]
-            scored = protocols.score_documents(model, iter(pieces), options._replace(limit=limit), n_bytes=len(text), label='')
+            expected = [[token for number, row in windows[:limit] if number == document
+                         for token in row.ids[row.first:]] for document in range(4)]
+            scored = documents.score_documents(
+                model, iter(pieces), options._replace(limit=limit), n_bytes=len(whole), label='')
             assert [ids.tolist() for ids in scored.documents] == [ids for ids in expected if ids]
             assert [nats_N.tolist() for nats_N in scored.nats] == [ids for ids in expected if ids]
-            assert scored.share == sum(map(len, expected)) / len(text)
+            assert scored.share == sum(map(len, expected)) / len(whole)
 
 
-def test_with_a_limit_no_more_is_read_and_encoded_than_is_scored(loads, tmpdir, monkeypatch):
+def test_score_documents_limit_reads_no_more_than_it_scores(loads, tmpdir, monkeypatch):
     monkeypatch.setattr(corpus, 'CHUNK', 100)
-    monkeypatch.setattr(corpus, 'LINE', 100)
+    monkeypatch.setattr(corpus, 'READ_BYTES', 100)
     encoded = []
     model = byte_model(Countdown())
     encode = model.encoder.encode
@@ -762,29 +812,40 @@ def test_with_a_limit_no_more_is_read_and_encoded_than_is_scored(loads, tmpdir, 
     evaluate.text(write(tmpdir, 'a.txt', 'abcd ' * 10000), limit=20)
     assert 160 < sum(map(len, encoded)) < 400
     pieces = itertools.chain(['abcd ' * 100, None], iter(lambda: 1 / 0, None))  # what comes behind would fail
-    scored = protocols.score_documents(model, pieces, ALL._replace(limit=2), n_bytes=0, label='')
+    scored = documents.score_documents(model, pieces, ALL._replace(limit=2), n_bytes=0, label='')
     assert len(scored.nats[0]) == 16 and scored.share == 1, 'of a pipe it is not known how much there is'
 
 
-def test_windows_that_overlap_are_copied_only_when_they_are_scored():
+def test_score_documents_of_exactly_the_limit_is_all_of_the_text(loads, tmpdir, capsys):
+    """A file of JSON is larger than its text, so the share must not be computed from its size."""
+    loads(byte_model(Countdown()))
+    for text in 'abcdefgh', 'abcdefghi':
+        evaluate.text(write(tmpdir, 'a.jsonl', '"%s"' % text), limit=1)
+        out = capsys.readouterr().out
+        assert ('share of the text' in out) == (len(text) > 8), out
+
+
+@pytest.mark.slow
+def test_score_documents_copies_windows_only_to_score_them():
     """5,000 windows of 1,000 tokens would take 20 MB."""
     model = byte_model(Countdown(), n_ctx=1000)
     tracemalloc.start()
-    scored = protocols.score_documents(model, ['x' * 5999], protocols.Options(1000, 1, 1, None), n_bytes=5999, label='')
+    scored = documents.score_documents(model, ['x' * 5999], documents.Options(1000, 1, 1, None), n_bytes=5999, label='')
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(scored.nats[0]) == 5999 and peak_bytes < 6e6
 
 
-def test_what_is_said_of_a_text_is_counted_in_what_was_scored(loads, tmpdir, capsys):
+def test_text_counts_what_was_scored(loads, tmpdir, capsys):
     """Each token, here a byte, costs a bit."""
     loads(byte_model(Countdown()))
     path = write(tmpdir, 'a.txt', 'é é\n<|endoftext|>\nab\n')
     evaluate.text(path)
     figures = dict(line.rsplit('  ', 1) for line in capsys.readouterr().out.splitlines())
     assert {name.strip(): value.strip() for name, value in figures.items()} == {
-        'documents': '2', 'tokens': '8', 'words': '3', 'bytes': '8', 'characters': '6', 'nats': '%.6g' % (8 * math.log(2)),
-        'perplexity per token': '2', 'perplexity per word': '%.6g' % 2 ** (8 / 3), 'bits per byte': '1',
+        'documents': '2', 'tokens': '8', 'words': '3', 'bytes': '8', 'characters': '6',
+        'nats': '%.6g' % (8 * math.log(2)), 'perplexity per token': '2', 'perplexity per word': '%.6g' % 2 ** (8 / 3),
+        'bits per byte': '1',
         'bits per character': '%.6g' % (8 / 6)}
     evaluate.text(write(tmpdir, 'b.txt', 'abcd ' * 8), limit=3)
     said = capsys.readouterr().out
@@ -793,7 +854,7 @@ def test_what_is_said_of_a_text_is_counted_in_what_was_scored(loads, tmpdir, cap
     assert re.search(r'(?m)^words +5$', said) and re.search(r'(?m)^share of the text +60 %$', said)
 
 
-def test_the_lines_of_a_text_are_documents_where_that_is_asked_for(loads, tmpdir, monkeypatch):
+def test_text_per_line_makes_each_line_a_document(loads, tmpdir, monkeypatch):
     """However the text is cut while it is read."""
     monkeypatch.setattr(corpus, 'CHUNK', 5)
     loads(byte_model(Countdown()))
@@ -806,8 +867,8 @@ def test_the_lines_of_a_text_are_documents_where_that_is_asked_for(loads, tmpdir
 
 
 @pytest.mark.parametrize('old', [None, 'of an earlier run'])
-def test_interrupted_no_file_is_replaced_by_one_that_is_not_complete(loads, tmpdir, capsys, old):
-    """Of documents that are long and short, the long ones are scored first."""
+def test_text_interrupted_replaces_no_file(loads, tmpdir, capsys, old):
+    """One that is not complete is written only where there was none. Long documents are scored first."""
     path, output = write(tmpdir, 'a.txt', 'abcdefgh\nno\nabcdefghi'), tmpdir.join('out.jsonl')
     if old:
         output.write(old)
@@ -817,7 +878,7 @@ def test_interrupted_no_file_is_replaced_by_one_that_is_not_complete(loads, tmpd
     out, err = capsys.readouterr()
     assert re.search(r'(?m)^tokens +16$', out) and re.search(r'(?m)^share of the text +84.2 %$', out)
     if old:
-        assert output.read() == old and err.endswith('--jsonl: %s is left as it was\n' % output)
+        assert output.read() == old and err.endswith('--jsonl: %s is left unchanged\n' % output)
     else:
         assert [json.loads(line)['text'] for line in output.read().splitlines()] == ['abcdefgh', 'abcdefgh'] and not err
     assert sorted(os.listdir(str(tmpdir))) == ['a.txt', 'out.jsonl']
@@ -827,11 +888,12 @@ def test_interrupted_no_file_is_replaced_by_one_that_is_not_complete(loads, tmpd
     assert capsys.readouterr() == ('', '')
 
 
-def test_what_computes_hears_ctrl_c(sess, monkeypatch):
-    """TensorFlow would hold it until the step has ended: it has to run in a thread."""
-    import tiny
+@pytest.mark.slow
+def test_scorer_runs_in_a_thread(sess, monkeypatch):
+    """Otherwise TensorFlow would hold Ctrl-C until the step has ended."""
+    from helpers import tiny
     calls = []
-    monkeypatch.setattr(process, 'wait_for', lambda function, *arguments: calls.append(function) or function(*arguments))
+    monkeypatch.setattr(process, 'wait_for', lambda function, *rest: calls.append(function) or function(*rest))
     hparams = tiny.hparams()
     score = scorer.scorer(sess, hparams)
     tiny.assign(sess, tiny.random_weights(hparams))
@@ -839,23 +901,25 @@ def test_what_computes_hears_ctrl_c(sess, monkeypatch):
     assert calls == [sess.run]
 
 
-def test_lambada_bars_stop_words_in_any_case_and_measures_the_passages_that_it_is_asked_for(vocabulary):
-    """A model that would always say ' the', or else what is right; and for whom every token is equally dear."""
+def test_measure_lambada_filters_stop_words_of_any_case(vocabulary):
+    """And --limit counts passages. The model guesses " the", or the right word; every token costs the same."""
     text_encoder = encoder.get_encoder(os.path.basename(vocabulary), os.path.dirname(vocabulary))
-    ids = {word: text_encoder.encode(word)[0] for word in (' the', 'the', ' The', 'THE', ' king', ' then', '.', ' that')}
+    words = ' the', 'the', ' The', 'THE', ' king', ' then', '.', ' that'
+    ids = {word: text_encoder.encode(word)[0] for word in words}
     asked = []
 
-    def guesser(barred):
-        asked.append({word for word, token in ids.items() if token in set(barred)})
+    def guesser(excluded):
+        asked.append({word for word, token in ids.items() if token in set(excluded)})
 
         def guess(tokens_BT, first):
             target_BN = tokens_BT[:, first:]
-            allowed_BN = np.where(np.isin(target_BN, barred), ids[' king'], target_BN)
+            allowed_BN = np.where(np.isin(target_BN, excluded), ids[' king'], target_BN)
             return np.ones(target_BN.shape, np.float32), np.full_like(target_BN, ids[' the']), allowed_BN
         return guess
 
-    model = protocols.Model('fake', text_encoder, SimpleNamespace(n_ctx=100), None, guesser, None)
-    figures = list(measure(model, 'lambada', ['it is the', 'it is the', 'the old king', 'it is he'], ALL._replace(limit=3)))
+    model = loading.Model('fake', text_encoder, SimpleNamespace(n_ctx=100), None, guesser, None)
+    passages = ['it is the', 'it is the', 'the old king', 'it is he']
+    figures = list(measure(model, 'lambada', passages, ALL._replace(limit=3)))
     assert asked == [set(ids) - {' king', '.'}]
     assert {figure.share for figure in figures} == {3 / 4}
     values = {figure.protocol: figure.value for figure in figures if figure.protocol.startswith('as it is')}
@@ -863,32 +927,32 @@ def test_lambada_bars_stop_words_in_any_case_and_measures_the_passages_that_it_i
     assert values['as it is; last word, no stop words; accuracy'] == pytest.approx(100 / 3)
 
 
-def test_cbt_asks_the_questions_that_it_is_asked_for_in_batches_of_the_size_that_is_asked_for():
-    """All tokens are equally dear: the shortest candidate wins."""
-    questions = [benchmarks.Question('', '', ' .', ['a', 'bb', 'ccc'], right) for right in (0, 0, 1, 1, 1)]
+def test_measure_cbt_obeys_limit_and_batch_size():
+    """All tokens cost the same: the shortest candidate wins."""
+    questions = [cbt.Question('', '', ' .', ['a', 'bb', 'ccc'], right) for right in (0, 0, 1, 1, 1)]
     for batch_size, n_rows in ((1, 1), (2, 3), (9, 3)):
         score = Countdown()
-        figures = list(measure(byte_model(score), 'cbt-ne', questions, protocols.Options(None, None, batch_size, 3)))
+        figures = list(measure(byte_model(score), 'cbt-ne', questions, documents.Options(None, None, batch_size, 3)))
         assert [(figure.value, figure.share) for figure in figures] == [(pytest.approx(200 / 3), 3 / 5)] * 4
         assert {figure.benchmark for figure in figures} == {'cbt-ne'}
         assert max(score.shapes)[0] == n_rows
 
 
 @on_small_models
-def test_interrupted_or_limited_the_figures_are_of_what_is_done_and_say_how_much(case, capsys):
-    """Every token costs a bit, two windows are a batch."""
+def test_measure_interrupted_or_limited_is_of_a_share(case):
+    """The figures are of what was done, and show its share. Every token costs a bit, two windows are a batch."""
     ids = case.model.encoder.encode(TEXT * 30)
     for countdown, options, n_scored in ((2, ALL, 4), (9, ALL._replace(limit=1), 1), (9, ALL._replace(limit=3), 3)):
         model = case.model._replace(score=Countdown(countdown))
         found = []
-        with pytest.raises(KeyboardInterrupt) if options is ALL else contextlib.suppress():
+        with pytest.raises(KeyboardInterrupt) if options is ALL else contextlib.ExitStack():
             found.extend(iter_into(measure(model, 'enwik8', TEXT * 30, options), found))
         n_tokens = n_scored * case.model.hparams.n_ctx
         n_bytes = len(case.model.encoder.decode_bytes(ids[:n_tokens]))
         assert found[0].value == pytest.approx(n_tokens / n_bytes, rel=1e-6)
         assert found[0].share == pytest.approx(n_bytes / len((TEXT * 30).encode()), rel=1e-6)
-        table.print_table(model, found, [])
-        assert '(%.3g %% of it)' % (100 * found[0].share) in capsys.readouterr().out
+        line = table.line(model.name, found[0])
+        assert line.protocol.endswith(' (%.3g %% of it)' % (100 * found[0].share))
     model = case.model._replace(score=Countdown())
     for figure in measure(model, 'ptb', TEXT * 30, ALL._replace(limit=3)):
         assert 'per token' not in figure.protocol or figure.value == pytest.approx(2)
@@ -900,7 +964,9 @@ def iter_into(figures, found):
     return []
 
 
-def test_the_table_names_what_is_missing_and_has_the_papers_figures_beside_a_released_name(tiny_models, tmpdir, capsys):
+@pytest.mark.slow
+def test_table_names_missing_files_and_shows_the_paper(tiny_models, tmpdir, capsys):
+    """The paper's figures are beside those of released names only."""
     models = str(tmpdir.join('models'))
     for name in ('117M', 'mine'):
         shutil.copytree(os.path.join(tiny_models, 'tiny'), os.path.join(models, name))
@@ -918,10 +984,11 @@ def test_the_table_names_what_is_missing_and_has_the_papers_figures_beside_a_rel
     assert found['117M', 'wikitext2', per_token][1] == '29.41' and found['117M', 'wikitext103', per_word][1] == '37.50'
     assert len(rows) - 2 == len(found) == 6  # three benchmarks, two models
     assert err.count('\n') == 1
-    assert 'not measured, as their files are not in %s: 1bw, cbt-cn, cbt-ne, enwik8, lambada, ptb;' % tmpdir.join('data') in err
+    assert 'not in %s: 1bw, cbt-cn, cbt-ne, enwik8, lambada, ptb;' % tmpdir.join('data') in err
 
 
-def test_the_table_is_of_the_models_that_are_asked_for_and_is_drawn(loads, tmpdir, capsys):
+@pytest.mark.slow
+def test_table_measures_and_draws_the_given_models(loads, tmpdir, capsys):
     pytest.importorskip('matplotlib', reason='needs matplotlib')
     folder, chart = os.path.dirname(write(tmpdir, 'data/text8', 'abcd ' * 8)), tmpdir.join('chart.png')
     for names in ('mine', 'mine,other'):
@@ -933,9 +1000,11 @@ def test_the_table_is_of_the_models_that_are_asked_for_and_is_drawn(loads, tmpdi
         chart.remove()
 
 
-def test_the_table_of_all_readings_has_each_once_and_among_them_the_one_that_it_chooses(case, tmpdir, monkeypatch, capsys):
-    """Of WikiText, measured once for both its names; figures are the same however many are asked for."""
+@pytest.mark.slow
+def test_table_all_has_each_protocol_once(case, tmpdir, monkeypatch, capsys):
+    """WikiText is measured once for both its names; other protocols do not change a figure."""
     monkeypatch.setattr(evaluate, 'check_model', lambda *_: None)
+    monkeypatch.setattr(evaluate, 'model_files', lambda *_: [])
     write(tmpdir, 'data/wiki.test.raw', TEXTS['wikitext2'][0])
     calls, tables = [], []
 
@@ -948,18 +1017,19 @@ def test_the_table_of_all_readings_has_each_once_and_among_them_the_one_that_it_
         return measure(*arguments)
 
     monkeypatch.setattr(evaluate, 'load', load)
-    monkeypatch.setattr(evaluate, 'measure', counted)
+    monkeypatch.setattr(benchmarks, 'measure', counted)
     for all_of_them in (True, False):
         evaluate.table(str(tmpdir.join('data')), model_name='mine', all=all_of_them)
         tables.append(capsys.readouterr().out.splitlines()[2:])
     assert calls == ['wikitext103', 'wikitext103', 'wikitext2']
     assert len(set(tables[0])) == len(tables[0]) == 2 * len(
-        benchmarks.text_readings('wikitext2', '')) * len(benchmarks.denominators('wikitext2', '', 1))
+        language_modeling.readings(None, 'wikitext2', '')) * len(language_modeling.denominators('wikitext2', '', 1))
     assert len(tables[1]) == 2 and set(tables[1]) <= set(tables[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('old', [None, b'of an earlier run'])
-def test_interrupted_no_chart_is_replaced_by_one_that_is_not_complete(loads, tmpdir, capsys, old):
+def test_table_interrupted_replaces_no_chart(loads, tmpdir, capsys, old):
     pytest.importorskip('matplotlib', reason='needs matplotlib')
     folder, chart = os.path.dirname(write(tmpdir, 'data/text8', 'abcd ' * 8)), tmpdir.join('chart.png')
     if old:
@@ -967,14 +1037,14 @@ def test_interrupted_no_chart_is_replaced_by_one_that_is_not_complete(loads, tmp
     loads(byte_model(Countdown(1)))
     with pytest.raises(KeyboardInterrupt):
         evaluate.table(folder, model_name='mine', chart=str(chart))
-    assert ('chart.png is left as it was' in capsys.readouterr().err) == bool(old)
+    assert ('--chart: %s is left unchanged' % chart in capsys.readouterr().err) == bool(old)
     assert chart.read_binary() == old if old else chart.read_binary().startswith(b'\x89PNG')
     assert sorted(os.listdir(str(tmpdir))) == ['chart.png', 'data']
 
 
-def test_each_flag_of_a_benchmark_reaches_its_measurement(loads, tmpdir, monkeypatch):
+def test_benchmark_commands_pass_on_their_flags(loads, tmpdir, monkeypatch):
     asked = []
-    monkeypatch.setattr(evaluate, 'measure', lambda *arguments: asked.append(arguments[1:]) or [])
+    monkeypatch.setattr(benchmarks, 'measure', lambda *arguments: asked.append(arguments[1:]) or [])
     loaded = loads(byte_model(Countdown()))
     passages = write(tmpdir, 'lambada', '{"text": "a b"}')
     questions = write(tmpdir, 'x_NE', '1 XXXXX .\ta\t\ta|b')
@@ -984,15 +1054,19 @@ def test_each_flag_of_a_benchmark_reaches_its_measurement(loads, tmpdir, monkeyp
             ('lambada', passages, dict(batch_size=5, limit=4), (None, None, 5, 4)),
             ('cbt-ne', questions, dict(batch_size=5, limit=4), (None, None, 5, 4))]:
         evaluate.COMMANDS[name](paths, model_name='mine', **flags)
-        benchmark, data, options = asked.pop()
+        benchmark, data, options, protocols = asked.pop()
+        assert protocols is None
         assert options == expected and loaded.pop() == 'mine'
         assert benchmark == name and data == benchmarks.read(name, paths)
 
 
-def test_the_chart_is_a_png(tmpdir):
+def test_table_draw_writes_a_png(tmpdir, monkeypatch):
+    """Each bar has the figure and the name of its line, and the paper's mark is on it; the first line is on top."""
     pytest.importorskip('matplotlib', reason='needs matplotlib')
-    import matplotlib
-    matplotlib.use('Agg')
+    from matplotlib.figure import Figure
+    drawn, savefig = [], Figure.savefig
+    monkeypatch.setattr(Figure, 'savefig', lambda figure, *rest, **named: (
+        drawn.append(figure) or savefig(figure, *rest, **named)))
     path = str(tmpdir.join('chart.png'))
     table.draw([table.Line('117M', 'ptb', 'raw', 'perplexity', 70.0, 65.85),
                 table.Line('demo', 'ptb', 'raw', 'perplexity', 90.0, None),
@@ -1000,49 +1074,60 @@ def test_the_chart_is_a_png(tmpdir):
     with open(path, 'rb') as file:
         assert file.read(8) == b'\x89PNG\r\n\x1a\n'
     assert os.listdir(str(tmpdir)) == ['chart.png']
+    bits, perplexity = drawn[0].axes
+    assert [axes.get_xlabel() for axes in (bits, perplexity)] == ['bits', 'perplexity']
+    for axes, lines in ((bits, [('demo text8: raw', 1.5)]),
+                        (perplexity, [('demo ptb: raw', 90.0), ('117M ptb: raw', 70.0)])):
+        assert list(zip([label.get_text() for label in axes.get_yticklabels()],
+                        [bar.get_width() for bar in axes.patches])) == lines
+    mark, = perplexity.get_lines()
+    assert mark.get_xydata().tolist() == [[65.85, 1]] and not bits.get_lines()
 
 
 # The script
 
 def run(*arguments, stderr):
     environment = {name: value for name, value in os.environ.items() if not name.startswith('TF_')}
-    return subprocess.Popen([sys.executable, os.path.join(ROOT, 'src', 'evaluate.py')] + list(arguments), env=environment,
-                            stdout=subprocess.PIPE, stderr=stderr, universal_newlines=True)
+    command = [sys.executable, os.path.join(ROOT, 'src', 'evaluate.py')] + list(arguments)
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=stderr, universal_newlines=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('arguments, message', [
     ([], 'no command given; the commands are 1bw, cbt'),
     (['text', 'a.txt', '--strid', '3'], 'the flags are --paths --model_name'),
     (['lambada', 'nowhere.jsonl'], 'no file nowhere.jsonl; `curl'),
-    (['detect', __file__, __file__, __file__], 'the flags are --human --machine'),  # a glob without quotes: nothing is overwritten
+    (['text', __file__, '--model_name', 'demo', '--precision', 'int4'], 'int4'),
+    # A glob without quotes: nothing is overwritten.
+    (['detect', __file__, __file__, __file__], 'the flags are --human --machine'),
     (['table', os.path.dirname(__file__), 'demo'], 'the flags are --folder'),
 ])
-def test_what_cannot_be_done_is_one_line_at_once(arguments, message):
+def test_evaluate_reports_a_mistake_in_one_line(arguments, message):
     process = run(*arguments, stderr=subprocess.PIPE)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=SECONDS)
     assert (process.returncode, out) == (1, '')
     assert message in err and err.startswith('evaluate.py: ') and err.count('\n') == 1
 
 
-def test_options_are_checked_at_the_door(tiny_models, tmpdir, monkeypatch):
-    """Before TensorFlow is asked for anything."""
-    monkeypatch.setattr(evaluate.checkpoint, 'session', None)
+def test_commands_check_their_options_first(tiny_models, tmpdir, monkeypatch):
+    """Before TensorFlow is needed."""
+    monkeypatch.setattr(loading.session, 'session', None)
     for options, message in (({'stride': 0}, '--stride is 0; it must be 1 or more'), ({'limit': 0}, '--limit is 0'),
                              ({'batch_size': -1}, '--batch_size is -1'), ({'context': 0}, '--context is 0')):
         with pytest.raises(ValueError, match=message):
             evaluate.text('a.txt', **options)
     with pytest.raises(ValueError, match='no text given'):
         evaluate.text()
-    for options, message in (({'context': 33}, '--context is 33, and the model sees 32 tokens at most'),
-                             ({'stride': 33}, '--stride is 33, and would skip tokens; give 32, the context, or less'),
-                             ({'context': 7, 'stride': 8}, '--stride is 8, and would skip tokens; give 7')):
+    for options, message in (({'context': 33}, '--context is 33; .* 32 tokens'),
+                             ({'stride': 33}, '--stride is 33 and would skip tokens; .* 32, the context'),
+                             ({'context': 7, 'stride': 8}, '--stride is 8 and would skip tokens; .* 7, the context')):
         with pytest.raises(ValueError, match=message):
             evaluate.text(__file__, model_name='tiny', models_dir=tiny_models, **options)
         with pytest.raises(ValueError, match=message):
             evaluate.COMMANDS['enwik8'](__file__, model_name='tiny', models_dir=tiny_models, **options)
     missing, folder, text = str(tmpdir.join('none', 'out')), str(tmpdir), write(tmpdir, 'a.txt', 'a')
     os.symlink('a.txt', str(tmpdir.join('link')))
-    for path, message in ((missing, 'is %s, and there is no folder' % missing), (folder, 'is %s, a folder' % folder)):
+    for path, message in ((missing, 'is %s, .* no folder' % missing), (folder, 'is %s, a folder' % folder)):
         with pytest.raises(OSError, match='--jsonl ' + message):
             evaluate.text(text, jsonl=path)
         with pytest.raises(OSError, match='--chart ' + message):
@@ -1054,7 +1139,7 @@ def test_options_are_checked_at_the_door(tiny_models, tmpdir, monkeypatch):
     for flag in 'jsonl', 'html':
         for name in ('a.txt', 'b', 'link') if flag == 'html' else ('a.txt', 'link'):
             path = os.path.join(folder, '.', name)
-            with pytest.raises(ValueError, match='--%s is .*%s, which would replace .*; give another name' % (flag, name)):
+            with pytest.raises(ValueError, match='--%s is .*%s, which would replace .*; give another' % (flag, name)):
                 evaluate.text(text, **dict({'jsonl': os.path.join(folder, 'b')}, **{flag: path}))
         with pytest.raises(ValueError, match='--%s is empty; give the name of a file' % flag):
             evaluate.text(text, **{flag: ''})
@@ -1065,17 +1150,34 @@ def test_options_are_checked_at_the_door(tiny_models, tmpdir, monkeypatch):
             evaluate.detect(*sides, chart=text)
     with pytest.raises(ValueError, match='precision is int4'):
         evaluate.detect(text, text, precision='int4')
-    with pytest.raises(ValueError, match='no figures for 32 tokens: 0 human and 0 machine texts have so many'):
+    with pytest.raises(ValueError, match='no figures for 32 tokens: only 0 human and 0 machine texts'):
         evaluate.detect(text, text, model_name='tiny', models_dir=tiny_models)
     assert tmpdir.join('a.txt').read() == 'a'
+    data = write(tmpdir, 'data/enwik8', 'a')
+    shutil.copytree(os.path.join(tiny_models, 'tiny'), str(tmpdir.join('models', 'mine')))
+    model = {'model_name': 'mine', 'models_dir': str(tmpdir.join('models'))}
+    for name in ('checkpoint', 'hparams.json', 'encoder.json', 'vocab.bpe', 'model.ckpt.index', 'model.ckpt.meta',
+                 'model.ckpt.data-00000-of-00001'):
+        path = str(tmpdir.join('models', 'mine', name))
+        before = os.stat(path).st_mtime
+        for flag, command, paths in (('jsonl', evaluate.text, [text]), ('html', evaluate.text, [text]),
+                                     ('chart', evaluate.detect, [text, text]),
+                                     ('chart', evaluate.table, [os.path.dirname(data)])):
+            kind = ValueError if flag != 'chart' or importlib.util.find_spec('matplotlib') else ImportError
+            with pytest.raises(kind, match='--%s is %s, which would replace|matplotlib' % (flag, path)):
+                command(*paths, **dict(model, **{flag: path}))
+        assert os.stat(path).st_mtime == before
+    with pytest.raises(kind, match='--chart is .*enwik8, which would replace|matplotlib'):
+        evaluate.table(os.path.dirname(data), chart=data, **model)
 
 
-def test_a_table_that_cannot_be_completed_is_refused_before_anything_is_measured(tiny_models, tmpdir, monkeypatch):
-    monkeypatch.setattr(evaluate.checkpoint, 'session', None)
-    with pytest.raises(FileNotFoundError, match='no folder nowhere; give the one') as error:
+def test_table_checks_everything_first(tiny_models, tmpdir, monkeypatch):
+    """What cannot be completed is an error before anything is measured."""
+    monkeypatch.setattr(loading.session, 'session', None)
+    with pytest.raises(FileNotFoundError, match='no folder nowhere; give the') as error:
         evaluate.table('nowhere', models_dir=tiny_models)
     assert len(str(error.value)) < 100
-    with pytest.raises(FileNotFoundError, match='no file of a benchmark in .*; `python3 src/evaluate.py BENCHMARK') as error:
+    with pytest.raises(FileNotFoundError, match='no benchmark file in .*; `python3 src/evaluate.py BENCHMARK') as error:
         evaluate.table(os.path.join(ROOT, 'src'), models_dir=tiny_models)
     assert len(str(error.value)) < 300
     folder = os.path.dirname(write(tmpdir, 'data/enwik8', 'a'))
@@ -1093,33 +1195,117 @@ def test_a_table_that_cannot_be_completed_is_refused_before_anything_is_measured
         evaluate.table(folder, model_name='first', models_dir=models)
 
 
-def test_the_help_of_a_benchmark_has_the_command_that_gets_its_file():
+def test_benchmark_commands_help_has_the_download():
     for name, command in evaluate.COMMANDS.items():
         if name not in ('text', 'detect', 'table'):
-            assert benchmarks.FILES[name] in command.__doc__ and benchmarks.COMMANDS[name] in command.__doc__
+            assert all(benchmarks.BENCHMARKS[name][fact] in command.__doc__ for fact in ('file', 'command'))
 
 
-def test_memory_that_does_not_suffice_is_told_in_a_line(tiny_models):
+def test_load_reports_out_of_memory(tiny_models):
     with pytest.raises(ValueError, match='out of memory; give a lower --batch_size'):
         with evaluate.load('tiny', tiny_models, ALL):
             raise MemoryError
 
 
-def test_ctrl_c_prints_what_is_done(tiny_models, tmpdir):
-    path = str(tmpdir.join('a.txt'))
-    with open(path, 'w', encoding='utf-8') as file:
-        file.write(TEXT * 1000)
-    ours, theirs = pty.openpty()  # a bar is for a terminal, and needs room for its figure
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack('HHHH', 24, 120, 0, 0))
-    process = run('text', path, '--model_name', 'tiny', '--models_dir', tiny_models, '--batch_size', '1', stderr=theirs)
-    os.close(theirs)
-    bar = b''
-    while b'perplexity' not in bar:
-        bar += os.read(ours, 1000)
-    process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=30)
-    os.close(ours)
-    assert process.returncode == 0
-    figures = dict(re.findall(r'(\S.*?)  +(\S+)', out))
+STRUCK = """
+from evaluate import text as main
+from gpt2.system import progress
+
+def advance(shown, *arguments, advance=progress.Progress.advance, **named):
+    scoring = shown.unit == ' batches'
+    time.sleep(0.2 * scoring)  # tqdm does not draw a bar more often than that
+    advance(shown, *arguments, **named)
+    if scoring and shown.done == 3:
+        os.kill(os.getpid(), %d)
+
+progress.Progress.advance = advance
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_evaluate_interrupted_prints_what_is_done(script, tiny_models, tmpdir, number):
+    """Below a bar with the perplexity so far, if it is wide enough."""
+    command = script(STRUCK % number) + [
+        write(tmpdir, 'a.txt', TEXT * 1000), '--model_name', 'tiny', '--models_dir', tiny_models, '--batch_size', '1']
+    with Conversation(command, terminal=True, width=120) as running:
+        status, out = running.end()
+    assert status == 128 + number
+    bar, figures = out.decode('utf-8').rsplit('\r', 1)[0].split('documents', 1)
+    assert 'perplexity' in bar
+    figures = dict(re.findall(r'(\S.*?)  +(\S+)', figures))
     assert 0 < float(figures['share of the text']) < 100
     assert float(figures['perplexity per token']) > 1
+
+
+# Flags
+
+def changed(command, tmpdir, monkeypatch, capsys, **flags):
+    """What a command does with these flags, {name: str}: the models that it loads, what these score, what it writes."""
+    loaded, scored, out = [], [], tmpdir.mkdir('out%d' % len(tmpdir.listdir()))
+
+    @contextlib.contextmanager
+    def load(model_name, models_dir, options, precision='float32'):
+        loaded.append((model_name, models_dir, precision))
+        text_encoder, hparams = loading.check_model(model_name, models_dir, options)
+
+        def score(ids, first=1):
+            scored.append((ids.shape, first))
+            return np.ones([len(ids), ids.shape[1] - first], np.float32)
+
+        def predict(n_top):
+            def predictions(ids, first=1):
+                ones = score(ids, first)
+                return batches.Predictions(ones, ones.astype(int), ones, ones, *[
+                    np.zeros(ones.shape + (n_top,), kind) for kind in (int, float)])
+            return predictions
+
+        def guesser(excluded):
+            return lambda ids, first=1: (score(ids, first),) + 2 * (ids[:, first:],)
+
+        yield loading.Model(model_name, text_encoder, hparams, score, guesser, predict)
+
+    monkeypatch.setattr(evaluate, 'load', load)
+    options = {name: str(out.join('file')) if value == 'a file' else value for name, value in flags.items()}
+    evaluate.COMMANDS[command](*PATHS[command](tmpdir), **options)
+    return {'loaded': str(loaded), 'scored': str(scored), 'printed': capsys.readouterr().out,
+            'written': str([path.size() > 0 for path in out.listdir()])}
+
+
+TEXTS_OF_25 = '\n<|endoftext|>\n'.join('%040d' % number for number in range(25))
+PATHS = {'text': lambda folder: [write(folder, 'a.txt', TEXTS_OF_25 + '\nabc\ndef\n')],
+         'detect': lambda folder: 2 * [write(folder, 'a.txt', TEXTS_OF_25)],
+         'ptb': lambda folder: [write(folder, 'data/ptb.test.txt', 'the cat sat on the mat \n' * 9)],
+         'lambada': lambda folder: [write(folder, 'data/lambada_test.jsonl', '"a b c"\n' * 20)],
+         'table': lambda folder: [os.path.dirname((PATHS['ptb'](folder) + PATHS['lambada'](folder))[0])]}
+FLAGS = [  # the commands that have a flag, a value other than the default, and what differs then
+    ('text detect ptb lambada table', 'model_name', 'other', 'loaded'),
+    ('text detect ptb lambada table', 'models_dir', None, 'loaded'),
+    ('text detect ptb lambada table', 'precision', 'int8', 'loaded'),
+    ('text detect ptb lambada table', 'batch_size', 1, 'scored'),
+    ('text ptb lambada table', 'limit', 1, 'scored'), ('detect', 'limit', 20, 'scored'),
+    ('text ptb', 'context', 9, 'scored'), ('text ptb', 'stride', 5, 'scored'),
+    ('text', 'per_line', True, 'scored'), ('table', 'all', True, 'printed'),
+    ('text', 'jsonl', 'a file', 'written'), ('text', 'html', 'a file', 'written'),
+    ('detect table', 'chart', 'a file', 'written')]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('command', ['text', 'detect', 'ptb', 'lambada', 'table'])
+def test_each_flag_of_a_command_takes_effect(command, tiny_models, tmpdir, monkeypatch, capsys):
+    """All that it has, each by itself: no flag is ignored on its way to the model or to the file."""
+    models_dir = str(tmpdir.join('models'))
+    for name in 'tiny', 'other':
+        shutil.copytree(os.path.join(tiny_models, 'tiny'), os.path.join(models_dir, name))
+    options = dict(model_name='tiny', models_dir=models_dir)
+    before = changed(command, tmpdir, monkeypatch, capsys, **options)
+    rows = [row[1:] for row in FLAGS if command in row[0].split()]
+    parameters = inspect.signature(evaluate.COMMANDS[command]).parameters
+    assert {flag for flag, _, _ in rows} == set(parameters) - set(
+        ['paths', 'path', 'human', 'machine', 'folder']), 'the table has a row for each flag'
+    for flag, value, what in rows:
+        if flag == 'chart' and importlib.util.find_spec('matplotlib') is None:
+            continue
+        after = changed(command, tmpdir, monkeypatch, capsys, **dict(
+            options, **{flag: tiny_models if flag == 'models_dir' else value}))
+        assert after[what] != before[what], '%s --%s' % (command, flag)

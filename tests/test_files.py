@@ -9,19 +9,19 @@ import time
 
 import pytest
 
-import files
-
-SOURCE = os.path.dirname(os.path.abspath(files.__file__))
+from gpt2.system import files
+from helpers.paths import SRC
+from helpers.processes import SECONDS
 
 # Holds the folder argv[1] until it is told to end, or killed; says on stdout whom it waits for and when it has it.
 HOLDER = '''
 import sys
 sys.path.insert(0, %r)
-import files
+from gpt2.system import files
 with files.folder_lock(sys.argv[1], lambda holder: print('waiting for', holder, flush=True)):
     print('has it', flush=True)
     sys.stdin.read()
-''' % SOURCE
+''' % SRC
 
 
 def hold(folder):
@@ -31,7 +31,7 @@ def hold(folder):
 
 def let_go(process):
     """End a holder. Returns what else it has printed."""
-    printed = process.communicate('', timeout=20)[0]
+    printed = process.communicate('', timeout=SECONDS)[0]
     assert process.returncode == 0
     return printed
 
@@ -85,27 +85,62 @@ def test_a_file_is_on_the_disk_before_it_is_renamed(tmp_path, monkeypatch):
     """Otherwise a power failure could leave an empty file under the name of a good one."""
     calls = []
     fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(files.os, 'fsync', lambda number: (calls.append(('sync', os.fstat(number).st_size)), fsync(number)))
+    monkeypatch.setattr(files.os, 'fsync', lambda number: (
+        calls.append(('sync', os.fstat(number).st_size)), fsync(number)))
     monkeypatch.setattr(files.os, 'replace', lambda *names: (calls.append('rename'), replace(*names)))
     files.write_text(str(tmp_path.joinpath('text')), 'whole')
     assert calls == [('sync', 5), 'rename']
 
 
 def test_text_is_utf8_with_plain_line_ends_whatever_the_locale(tmp_path):
-    program = 'import sys; sys.path.insert(0, %r); import files; files.write_text(sys.argv[1], "\\xe9\\u20ac\\n")' % SOURCE
+    program = ('import sys; sys.path.insert(0, %r); from gpt2.system import files; '
+               'files.write_text(sys.argv[1], "\\xe9\\u20ac\\n")' % SRC)
     path = tmp_path.joinpath('text')
-    subprocess.check_call([sys.executable, '-c', program, str(path)], env=dict(os.environ, LC_ALL='POSIX'), timeout=20)
+    subprocess.check_call([sys.executable, '-c', program, str(path)], timeout=SECONDS,
+                          env=dict(os.environ, LC_ALL='POSIX'))
     assert path.read_bytes() == 'é€\n'.encode('utf-8')
 
 
-def test_the_target_of_a_link_is_replaced_and_not_the_link(tmp_path):
-    target, link = tmp_path.joinpath('target'), tmp_path.joinpath('link')
-    target.write_bytes(b'old')
-    link.symlink_to(target)
-    files.write_text(str(link), 'new')
-    assert link.is_symlink()
-    assert target.read_bytes() == b'new'
-    assert len(os.listdir(str(tmp_path))) == 2
+@pytest.mark.parametrize('make', [os.symlink, os.link, lambda victim, path: os.symlink('/dev/full', path)],
+                         ids=['link', 'second name', 'link to a device'])
+@pytest.mark.parametrize('name', ['text', 'text.part', '.lock'])
+def test_nothing_is_written_through_a_link_that_a_stranger_has_made(tmp_path, name, make):
+    """What is written is new files: the link is replaced, and its target stays as it is."""
+    folder, victim = tmp_path / 'folder', tmp_path / 'victim'
+    folder.mkdir()
+    victim.write_bytes(b'precious')
+    make(str(victim), str(folder / name))
+    with files.folder_lock(str(folder), None):
+        files.write_text(str(folder / 'text'), 'new')
+    assert victim.read_bytes() == b'precious'
+    assert os.listdir(str(folder)) == ['text']
+    assert (folder / 'text').read_bytes() == b'new' and not (folder / 'text').is_symlink()
+
+
+def test_a_lock_file_that_becomes_a_link_at_the_last_moment_is_not_followed(tmp_path, monkeypatch):
+    (tmp_path / 'victim').write_bytes(b'precious')
+    monkeypatch.setattr(files, 'remove_link', lambda path: os.symlink('victim', path))
+    with pytest.raises(OSError, match='.lock'), files.folder_lock(str(tmp_path), None):
+        pass
+    assert (tmp_path / 'victim').read_bytes() == b'precious'
+
+
+def test_a_part_that_becomes_a_link_at_the_last_moment_is_not_followed(tmp_path, monkeypatch):
+    (tmp_path / 'victim').write_bytes(b'precious')
+    with monkeypatch.context() as patched, pytest.raises(FileExistsError):
+        patched.setattr(files.os, 'remove', lambda path: os.path.islink(path) or os.symlink('victim', path))
+        files.write_text(str(tmp_path / 'text'), 'new')
+    assert (tmp_path / 'victim').read_bytes() == b'precious'
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/fd'), reason='needs /dev/fd')
+def test_a_stream_that_the_user_names_is_written_to(tmp_path):
+    """/dev/stdout and /dev/fd/3 are links; what they lead to may be a file."""
+    with open(str(tmp_path / 'file'), 'wb+') as file:
+        path = '/dev/fd/%d' % file.fileno()
+        files.write_text(path, 'text')
+        assert os.path.islink(path) and file.read() == b'text'
+    assert files.is_device('/dev/stdout') and os.listdir(str(tmp_path)) == ['file']
 
 
 def test_a_device_or_pipe_is_written_to_and_stays(tmp_path):
@@ -118,6 +153,34 @@ def test_a_device_or_pipe_is_written_to_and_stays(tmp_path):
         assert reading.read(4) == b'text'
     assert os.listdir(str(tmp_path)) == ['pipe']
     assert not os.path.isfile(pipe)
+
+
+# JSON
+
+KINDS = {'name': (str,), 'step': (int,), 'loss': (int, float), 'text': (str, None)}
+
+
+@pytest.mark.parametrize('text, problem', [
+    ('{"name": "x", "step": 3, "loss": 1, "text": null, "other": []}', None),
+    ('{"name": "x", "step": 3, "loss": 0.5}', None),
+    ('{"name": "x", "step": true, "loss": 1}', 'step is True instead of int'),
+    ('{"name": ["x"], "step": 3, "loss": 1}', "name is ['x'] instead of str"),
+    ('{"name": "x", "loss": 1}', 'step is None instead of int'),
+    ('{"name": "x", "step": 3, "loss": "1"}', "loss is '1' instead of int or float"),
+    ('{"name": "x", "step": 3, "loss": 1, "text": 5}', 'text is 5 instead of str'),
+    ('[1]', 'expected {"name": value, ...}'), ('null', 'expected {'), ('{"name": ', 'Expecting value'),
+    ('', 'Expecting value'),
+    ('[' * 10 ** 5, 'it is nested'), ('{"name": ' * 10 ** 5, 'it is nested')], ids=lambda text: str(text)[:70])
+def test_read_json_checks_the_kinds_of_the_values(tmp_path, text, problem):
+    path = tmp_path / 'file.json'
+    path.write_text(text, encoding='utf-8')
+    if problem is None:
+        assert files.read_json(str(path), KINDS)['step'] == 3
+    else:
+        with pytest.raises(ValueError) as error:
+            files.read_json(str(path), KINDS, 'choose another')
+        assert str(error.value).startswith('%s is damaged (%s' % (path, problem))
+        assert str(error.value).endswith('); choose another')
 
 
 # One process at a time
@@ -148,7 +211,7 @@ def test_a_killed_holder_frees_the_folder(tmp_path):
     holder = hold(tmp_path)
     holder.stdout.readline()
     holder.send_signal(signal.SIGKILL)
-    holder.communicate(timeout=20)
+    holder.communicate(timeout=SECONDS)
     assert os.listdir(str(tmp_path)) == ['.lock']
     tmp_path.joinpath('.lock').write_bytes(b'process 123456789 on a host with a long name')
     with files.folder_lock(str(tmp_path), None):
@@ -203,10 +266,10 @@ def locking(number, how, n_bytes):
     calls.append((how, n_bytes, os.lseek(number, 0, os.SEEK_CUR) > 10 ** 5))
 sys.modules.update(fcntl=None, msvcrt=types.SimpleNamespace(LK_NBLCK=3, locking=locking))
 sys.path.insert(0, sys.argv[1])
-import files
+from gpt2.system import files
 with tempfile.TemporaryDirectory() as folder, files.folder_lock(folder, None):
     assert calls == [(3, 1, True)]
     with open(os.path.join(folder, '.lock')) as lock:
         assert lock.read().startswith('process ')
 '''
-    subprocess.check_call([sys.executable, '-c', program, SOURCE], timeout=20)
+    subprocess.check_call([sys.executable, '-c', program, SRC], timeout=SECONDS)

@@ -1,120 +1,23 @@
 """flags.py: a function as a command line, driven as a user drives it: pipes, a terminal, Ctrl-C, closed streams."""
 import inspect
 import os
-import select
+import re
+import runpy
+import signal
 import subprocess
-import sys
-import tempfile
-import time
 
 import pytest
 
-import flags
-
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-SECONDS = 60  # no process takes as long, even on a busy machine
-CTRL_C, CTRL_D = b'\x03', b'\x04'
-# Takes the terminal that it runs on for its own, as a shell's child has it: else Ctrl-C is only a character.
-ON_THE_TERMINAL = [sys.executable, '-c', 'import fcntl, os, sys, termios\n'
-                   'fcntl.ioctl(0, termios.TIOCSCTTY, 0)\nos.execv(sys.argv[1], sys.argv[1:])']
-
-
-def environment(**changes):
-    """The environment of a user who has set nothing that changes how Python or TensorFlow write, and then changes."""
-    ours = {name: value for name, value in os.environ.items()
-            if name not in ('TF_CPP_MIN_LOG_LEVEL', 'PYTHONIOENCODING', 'PYTHONUTF8', 'PYTHONPATH', 'LC_ALL')}
-    ours.update(changes)
-    return ours
-
-
-def finished(command, text=b'', *, env=None, cwd=None):
-    """Run a command to its end, with text as its input: (status, stdout, stderr), both bytes."""
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               env=env or environment(), cwd=cwd)
-    try:
-        stdout, stderr = process.communicate(text, timeout=SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise
-    return process.returncode, stdout, stderr
-
-
-class Conversation:
-    """A running command that a test talks with, in bytes: over pipes, or on a pseudo-terminal, which has its stderr too.
-
-    Leaving the `with` kills it.
-    """
-
-    def __init__(self, command, *, terminal=False, env=None, cwd=None):
-        self.errors = tempfile.TemporaryFile()
-        options = {'env': env or environment(), 'cwd': cwd}
-        if terminal:
-            self.input, other_end = os.openpty()
-            self.output = self.input
-            self.process = subprocess.Popen(ON_THE_TERMINAL + command, stdin=other_end, stdout=other_end, stderr=other_end,
-                                            start_new_session=True, **options)
-            os.close(other_end)
-        else:
-            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
-                                            **options)
-            self.input, self.output = self.process.stdin.fileno(), self.process.stdout.fileno()
-        self.unread = b''
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.process.kill()
-        self.process.wait()
-        self.errors.close()
-        if self.process.stdin:
-            self.process.stdin.close()
-            self.process.stdout.close()
-        else:
-            os.close(self.input)
-
-    def say(self, text):
-        os.write(self.input, text)
-
-    def read_until(self, ending):
-        """What the command printed from where the last call left off, up to and with ending."""
-        while ending not in self.unread:
-            assert self.read_some(), 'it ended, and had printed %r; %r' % (self.unread, self.stderr())
-        end = self.unread.index(ending) + len(ending)
-        found, self.unread = self.unread[:end], self.unread[end:]
-        return found
-
-    def read_some(self):
-        """Wait for output and keep it. Returns whether there may be more."""
-        assert select.select([self.output], [], [], SECONDS)[0], 'silent, after %r' % self.unread
-        try:
-            new = os.read(self.output, 2 ** 16)
-        except OSError:  # how a terminal says that nobody is at its other end any more
-            new = b''
-        self.unread += new
-        return bool(new)
-
-    def end(self):
-        """Wait for the end: (status, what it printed since read_until)."""
-        while self.read_some():
-            pass
-        return self.process.wait(SECONDS), self.unread
-
-    def stderr(self):
-        self.errors.seek(0)
-        return self.errors.read()
-
-
-@pytest.fixture
-def script(tmp_path):
-    """A function that turns the text of a function called main into a script. Returns the command that runs it."""
-    def write(text):
-        path = tmp_path / 'script.py'
-        lines = ['import os, signal, sys, time', 'sys.path.insert(0, %r)' % os.path.join(ROOT, 'src'), 'import flags',
-                 text, 'if __name__ == "__main__":', '    flags.run(main)', '']
-        path.write_text('\n'.join(lines), encoding='utf-8')
-        return [sys.executable, str(path)]
-    return write
+import download_model
+import evaluate
+import generate_dataset
+import generate_unconditional_samples
+import gpt2
+from gpt2.system import flags
+import interactive_conditional_samples
+import train
+from helpers.paths import ROOT
+from helpers.processes import SECONDS, Conversation, environment, finished
 
 
 # parse: which call a command line spells
@@ -160,12 +63,32 @@ def test_text_stays_as_it_was_typed(name):
     assert values(['--name', name])['name'] == name
 
 
+@pytest.mark.parametrize('name', ['--coats', '--', '-h', '--help', '--coats=3', '-', '', 'a=b', '--no such flag'])
+def test_text_that_looks_like_a_flag_can_be_given_with_an_equals_sign(name):
+    assert values(['--name=' + name, '--coats', '3']) == {
+        'name': name, 'coats': 3, 'share': 0.5, 'dry': False, 'litres': 1}
+
+
 @pytest.mark.parametrize('arguments', [
-    ['--coat', '3'], ['--coats', '3', '--lites=2'], ['-q', '1'], ['a', '1', '1', 'True', '1', 'b'],
-    ['--', '--trace'], ['--coats', '3', '--', '--interactive'], ['--']])  # behind -- stand flags of Fire's own
-def test_what_the_function_does_not_take_is_refused_with_the_flags_that_it_has(arguments):
-    with pytest.raises(ValueError, match=r'--name --coats --share --dry --litres'):
+    ['-q', '1'], ['a', '1', '1', 'True', '1', 'b c: d'],
+    ['--', '--trace'], ['--coats', '3', '--', '--interactive'], ['--']])  # after -- would come flags of Fire's own
+def test_parse_refuses_what_the_function_does_not_take_and_lists_its_flags(arguments):
+    unexpected = [word for word in arguments if word in ('-q', 'b c: d', '--')][0]
+    with pytest.raises(ValueError, match=r'%s .*--name --coats --share --dry --litres' % unexpected):
         flags.parse(paint, arguments)
+
+
+@pytest.mark.parametrize('arguments, unknown, similar', [
+    (['--coat', '3'], '--coat', '--coats'), (['door', '--coat=3', '2'], '--coat', '--coats'),
+    (['--lites=2', '--coats', '3'], '--lites', '--litres'), (['--lit-res', '2'], '--lit-res', '--litres'),
+    (['-coat', '3'], '-coat', '--coats'), (['--no-dry'], '--no-dry', '--nodry'), (['--quick'], '--quick', None),
+    (['--name', '--colour'], '--colour', None)])
+def test_parse_names_an_unknown_flag_and_a_similar_one(arguments, unknown, similar):
+    with pytest.raises(ValueError) as caught:
+        flags.parse(paint, arguments)
+    message = str(caught.value)
+    assert message.startswith('unknown flag %s%s ' % (unknown, '; did you mean %s?' % similar if similar else ''))
+    assert '--name --coats --share --dry --litres' in message and ('did you mean' in message) == bool(similar)
 
 
 @pytest.mark.parametrize('arguments, message', [
@@ -192,7 +115,7 @@ def test_a_value_of_the_wrong_type_is_refused(arguments, message):
 
 
 def test_a_required_value_that_is_missing_is_asked_for():
-    with pytest.raises(ValueError, match=r'data.*; the flags are --data --steps'):
+    with pytest.raises(ValueError, match=r'data.*the flags are --data --steps'):
         flags.parse(lambda data, steps=1: None, ['--steps', '3'])
 
 
@@ -201,6 +124,7 @@ def test_a_required_value_that_is_missing_is_asked_for():
 def test_the_first_argument_names_a_command():
     assert flags.choose({'paint': paint, 'sort': sorted}, ['paint', 'door', '--dry']) == (paint, ['door', '--dry'])
     assert flags.choose(paint, ['door']) == (paint, ['door'])
+    assert flags.choose({'paint': paint}, ['paint', '--help']) == (paint, ['--help']), 'the help of that command'
 
 
 @pytest.mark.parametrize('arguments', [[], ['plant'], ['--name', 'paint']])
@@ -234,6 +158,43 @@ def test_help_explains_every_flag_whatever_else_is_said(script, arguments):
     assert 'called' not in shown and not stderr
 
 
+def test_help_describes_shared_flags_that_the_docstring_does_not(script):
+    """A description in the docstring comes first."""
+    status, stdout, stderr = finished(script('''
+def main(seed=0, top_k=40, coats=3, models_dir='models'):
+    """Paint something.
+
+    Args:
+        seed: of the pattern
+        coats: how many layers, from the
+            top_k: to the lowest
+    """
+''') + ['--help'])
+    shown = stdout.decode('utf-8')
+    assert (status, stderr) == (0, b'')
+    assert 'of the pattern' in shown and flags.SHARED_HELP['seed'] not in ' '.join(shown.split())
+    for name in ('top_k', 'models_dir'):
+        assert flags.SHARED_HELP[name] in ' '.join(shown.split())
+
+
+@pytest.mark.parametrize('command', sorted(evaluate.COMMANDS.values(), key=lambda command: command.__name__) + [
+    download_model.download, generate_dataset.generate_dataset, generate_unconditional_samples.sample_model,
+    interactive_conditional_samples.interact_model, train.train], ids=lambda command: command.__name__)
+def test_help_of_every_command_describes_every_flag(command):
+    """In its docstring or in SHARED_HELP."""
+    blocks = re.findall(r'\n    (?:-., )?--(\w+)=.*((?:\n        .*)+)', flags.help_text(command))
+    assert {name for name, _ in blocks} >= {name for name, parameter in inspect.signature(command).parameters.items()
+                                            if parameter.default is not parameter.empty}
+    for name, lines in blocks:
+        assert not re.match('(Type|Default): ', lines.split('\n')[-1].strip()), name
+
+
+def test_version_is_printed_whatever_else_is_said(script):
+    for arguments in (['--version'], ['door', '--coats', '3', '--version']):
+        status, stdout, stderr = finished(script(HELPED) + arguments)
+        assert (status, stdout.decode('utf-8').strip(), stderr) == (0, 'gpt-2 ' + gpt2.__version__, b'')
+
+
 def test_help_on_a_terminal(script):
     with Conversation(script(HELPED) + ['--help'], terminal=True, env=environment(PAGER='cat')) as terminal:
         status, shown = terminal.end()
@@ -257,6 +218,14 @@ def test_an_error_of_the_user_is_one_line_and_status_1(script, error):
     assert finished(script('def main():\n    raise ' + error)) == (1, b'', b'script.py: not so\n')
 
 
+def test_control_characters_in_an_error_are_visible(script):
+    """They come from names of files, among others, and could set a terminal's title or forge lines."""
+    program = script('def main():\n    raise ValueError('
+                     '"\\x1b]0;title\\x07, \\x9b2J \\u202e\\ta\\n\\x00\\udcc3\\udca4\\udcff")')
+    assert finished(program) == (
+        1, b'', 'script.py: \\x1b]0;title\\x07, \\x9b2J \\u202e a \\x00ä\\udcff\n'.encode('utf-8'))
+
+
 def test_an_error_of_ours_shows_where_it_is(script):
     status, stdout, stderr = finished(script('def main():\n    return {}["not so"]'))
     assert (status, stdout) == (1, b'') and b'Traceback' in stderr and b"KeyError: 'not so'" in stderr
@@ -270,7 +239,8 @@ def test_a_mistyped_flag_is_one_line_and_status_1_and_nothing_is_run(script):
 
 
 def test_a_script_does_not_wait_for_what_tensorflow_still_does_in_a_thread(script):
-    program = script('import threading\ndef main():\n    threading.Thread(target=time.sleep, args=(2 * %d,)).start()' % SECONDS)
+    program = script('import threading\ndef main():\n    threading.Thread(target=time.sleep, args=(%d,)).start()'
+                     % (2 * SECONDS))
     assert finished(program) == (0, b'', b'')
 
 
@@ -286,17 +256,18 @@ def test_what_was_printed_before_an_error_is_not_lost(script):
 
 
 @pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs /dev/full, a disk without room')
-@pytest.mark.parametrize('n_lines', [1, 10000])
-def test_a_full_disk_is_one_line_and_status_1(script, n_lines):
-    """Whether it is noticed while printing or at the last flush."""
-    program = script('def main():\n    for line in range(%d):\n        print(line)' % n_lines)
+@pytest.mark.parametrize('n_lines, outputs', [(1, []), (10000, []), (1, ['out'])], ids=str)
+def test_a_full_disk_is_one_line_and_status_1(script, n_lines, outputs):
+    """Whether it is noticed while printing or at the last flush, and whatever else the command writes."""
+    program = script('def main(out="file"):\n    for line in range(%d):\n        print(line)' % n_lines, outputs)
     status, _, stderr = finished(['sh', '-c', 'exec "$@" >/dev/full', 'sh'] + program)
     assert (status, stderr) == (1, b'script.py: [Errno 28] No space left on device\n')
 
 
 @pytest.mark.parametrize('how', ['', ', flush=True'])
 def test_head_takes_what_it_wants_and_ends_the_script(script, how):
-    program = script('def main():\n    while True:\n        print("sample"%s)' % how)
+    """Where no flag names a file to write."""
+    program = script('def main(out: str = None):\n    while True:\n        print("sample"%s)' % how, ['out'])
     with Conversation(program) as running:
         assert running.read_until(b'\n') == b'sample\n'
         running.process.stdout.close()
@@ -304,15 +275,70 @@ def test_head_takes_what_it_wants_and_ends_the_script(script, how):
         assert running.stderr() == b''
 
 
+WRITING = """
+def main(out: str = None):
+    for _ in range(3):
+        print("line", flush=True)
+        print("log", file=sys.stderr)
+        sys.stdin.readline()
+    with open(out or os.devnull, "w") as file:
+        file.write("whole")
+    print("done")
+"""
+
+
+@pytest.mark.parametrize('number', [None, signal.SIGINT])
+def test_nobody_reading_does_not_end_a_command_that_writes_files(script, tmp_path, number):
+    """Whether `2>&1 | head` has what it wants, or Ctrl-C has ended `tee` first. What is to be saved is saved."""
+    path = tmp_path / 'file'
+    text = WRITING.replace('    for', '    with process.interruptible(int):\n     for', 1) if number else WRITING
+    with subprocess.Popen(script(text, ['out']) + ['--out', str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, env=environment()) as process:
+        assert process.stdout.readline() == b'line\n'
+        process.stdout.close()
+        if number:
+            process.send_signal(number)
+        process.stdin.write(b'\n' * 3)
+        process.stdin.close()
+        assert process.wait(SECONDS) == (128 + number if number else 0)
+    assert path.read_bytes() == b'whole'
+
+
+def test_nobody_reading_errors_does_not_end_a_command(script):
+    """Whose result is on stdout."""
+    process = subprocess.Popen(script(WRITING), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               env=environment())
+    process.stderr.close()
+    process.stderr = None
+    assert process.communicate(b'\n' * 3, timeout=SECONDS)[0] == b'line\n' * 3 + b'done\n' and process.returncode == 0
+
+
+@pytest.mark.parametrize('command, outputs', [
+    ('src/train.py', ['run_name']), ('src/generate_dataset.py', ['out']), ('download_model.py', ['name']),
+    ('src/evaluate.py', ['chart', 'html', 'jsonl']), ('src/generate_unconditional_samples.py', []),
+    ('src/interactive_conditional_samples.py', [])])
+def test_every_command_says_which_files_it_writes(monkeypatch, command, outputs):
+    """So that it goes on without readers when one of these flags is given."""
+    calls = []
+    monkeypatch.setattr(flags, 'run', lambda function, outputs=(): calls.append((function, outputs)))
+    runpy.run_path(os.path.join(ROOT, command), run_name='__main__')
+    (function, found), = calls
+    parameters = [set(inspect.signature(one).parameters) for one in
+                  (function.values() if isinstance(function, dict) else [function])]
+    assert sorted(found) == outputs and set(outputs) <= set.union(*parameters)
+
+
 def test_a_pipe_that_nobody_reads_is_noticed_at_the_last_flush_too(script):
     assert finished(['sh', '-c', '{ sleep 0.5; "$@"; echo $? >&2; } | true', 'sh'] + script(
         'def main():\n    print("sample")')) == (0, b'', b'0\n')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('closing', ['<&-', '>&-', '2>&-', '<&- >&- 2>&-'])
 def test_a_closed_stream_is_an_empty_one(script, closing):
     """As a service or cron may start it."""
-    program = script('def main(path):\n    line = sys.stdin.readline()\n    print("out"); print("err", file=sys.stderr)\n'
+    program = script('def main(path):\n    line = sys.stdin.readline()\n    print("out")\n'
+                     '    print("err", file=sys.stderr)\n'
                      '    with open(path, "w") as file:\n        file.write(line + "end")')
     path = os.path.join(os.path.dirname(program[1]), 'file')
     status, stdout, stderr = finished(['sh', '-c', 'exec "$@" ' + closing, 'sh'] + program + [path], b'in ')
@@ -323,16 +349,46 @@ def test_a_closed_stream_is_an_empty_one(script, closing):
         assert file.read() == ('end' if '<&-' in closing else 'in end')
 
 
+def test_a_stream_that_has_only_write_is_enough(script, tmp_path):
+    """As an environment may install it for all programs."""
+    (tmp_path / 'sitecustomize.py').write_text(
+        'import os, sys\nclass Stream:\n    def __init__(self, number):\n        self.number = number\n'
+        '    def write(self, text):\n        os.write(self.number, text.encode("utf-8"))\n'
+        'sys.stdout, sys.stderr = Stream(1), Stream(2)\n')
+    program = script('def main():\n    print("out", flush=True)\n    raise ValueError("not so")')
+    assert finished(program, env=environment(PYTHONPATH=str(tmp_path))) == (1, b'out\n', b'script.py: not so\n')
+
+
 # The streams' encoding
 
 @pytest.mark.parametrize('changes', [{'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0'},
                                      {'PYTHONIOENCODING': 'ascii'}, {'PYTHONIOENCODING': 'latin-1'}], ids=str)
 def test_streams_are_utf_8_whatever_the_locale(script, changes):
-    """Bytes that are no UTF-8 come in as U+FFFD; half a surrogate pair goes out as a question mark."""
+    """Bytes that are no UTF-8 come in as U+FFFD; half a surrogate pair goes out as a question mark.
+
+    Only a line feed ends a line, as in a file of prompts.
+    """
     program = script('def main():\n    for line in sys.stdin:\n        print(ascii(line), line, end="")\n'
                      '    print("\\ud800", "\\u00e9\\u4e2d", file=sys.stderr)')
     text = 'é中😀\n'.encode('utf-8')
-    status, stdout, stderr = finished(program, text + b'a\xffb\xc3\r\nend', env=environment(**changes))
+    status, stdout, stderr = finished(program, text + b'a\xffb\xc3\r\nend\rend', env=environment(**changes))
     assert (status, stderr) == (0, '? é中\n'.encode('utf-8'))
     assert stdout == (b"'\\xe9\\u4e2d\\U0001f600\\n' " + text
-                      + "'a\\ufffdb\\ufffd\\n' a\ufffdb\ufffd\n'end' end".encode('utf-8'))
+                      + "'a\\ufffdb\\ufffd\\r\\n' a\ufffdb\ufffd\r\n'end\\rend' end\rend".encode('utf-8'))
+
+
+def test_paths_are_printed_with_the_bytes_that_they_have(script):
+    """Python decodes bytes that are not of the locale's encoding to surrogates: in a C locale, all of UTF-8."""
+    program = script('def main():\n    print("/\\udcc3\\udca4\\ud800")\n    print("/\\udcff", file=sys.stderr)')
+    assert finished(program) == (0, '/ä?\n'.encode('utf-8'), b'/\xff\n')
+
+
+@pytest.mark.parametrize('unbuffered', ['', '1'])
+def test_lines_are_not_kept_back(script, unbuffered):
+    """On stderr ever, on stdout where PYTHONUNBUFFERED asks for it, as many containers do."""
+    text = 'def main():\n    print("line", file=sys.%s)\n    sys.stdin.readline()'
+    with Conversation(['sh', '-c', 'exec "$@" 2>&1', 'sh'] + script(text % ('stdout' if unbuffered else 'stderr')),
+                      env=environment(PYTHONUNBUFFERED=unbuffered)) as running:
+        assert running.read_until(b'line\n') == b'line\n'
+        running.say(b'\n')
+        assert running.end() == (0, b'')

@@ -1,6 +1,6 @@
-"""The two sampling scripts, driven as a user drives them: from any folder, on a terminal, through pipes, with Ctrl-C.
+"""The two sampling scripts as a user runs them: from any folder, on a terminal, through pipes, with Ctrl-C.
 
-What they print is also taken from calls in this process, which need not load TensorFlow again.
+Where only the output counts, they are called in this process, which has TensorFlow loaded already.
 """
 import inspect
 import io
@@ -15,29 +15,30 @@ import warnings
 import numpy as np
 import pytest
 
-import checkpoint
 import encoder
-import flags
 import generate_unconditional_samples
 import interactive_conditional_samples
-import reference
+from gpt2 import checkpoint, session
+from gpt2.fast import xla
+from gpt2.generation import plan
+from gpt2.sampler import random_draws
+from gpt2.system import flags
+from gpt2.system.tf1 import tf
 import sample
-import tiny
-from test_flags import CTRL_C, CTRL_D, ROOT, SECONDS, Conversation, environment, finished
-from tf1 import tf
-import xla
+from helpers import reference, tiny
+from helpers.paths import SRC
+from helpers.processes import (
+    CTRL_C, CTRL_D, INTERACTIVE, QUESTION, SECONDS, UNCONDITIONAL, Conversation, environment, finished)
 
-UNCONDITIONAL, INTERACTIVE = 'generate_unconditional_samples.py', 'interactive_conditional_samples.py'
 FUNCTIONS = {UNCONDITIONAL: generate_unconditional_samples.sample_model,
              INTERACTIVE: interactive_conditional_samples.interact_model}
 both = pytest.mark.parametrize('script', [UNCONDITIONAL, INTERACTIVE])
 ASCII = {'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0', 'PYTHONIOENCODING': 'ascii'}
-QUESTION = b'Model prompt >>> '
 ARROW_LEFT = b'\x1b[D'
 
 
 def header(number):
-    """What stands above a sample, in OpenAI's output too."""
+    """The line above a sample, as OpenAI's scripts print it."""
     return '=' * 40 + ' SAMPLE ' + str(number) + ' ' + '=' * 40 + '\n'
 
 
@@ -46,9 +47,9 @@ CLOSING = '=' * 80 + '\n'  # below the samples of a prompt
 
 @pytest.fixture(scope='module')
 def command(tiny_models, tmp_path_factory):
-    """A function that gives the command of a script, in a copy of the repository that has the model `tiny`."""
+    """A function that returns the command of a script, in a copy of the repository that has the model `tiny`."""
     repository = str(tmp_path_factory.mktemp('repository'))
-    shutil.copytree(os.path.join(ROOT, 'src'), os.path.join(repository, 'src'), ignore=shutil.ignore_patterns('__pycache__'))
+    shutil.copytree(SRC, os.path.join(repository, 'src'), ignore=shutil.ignore_patterns('__pycache__'))
     shutil.copytree(tiny_models, os.path.join(repository, 'models'))
 
     def of(script, *arguments):
@@ -58,7 +59,7 @@ def command(tiny_models, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def without_tensorflow(tmp_path_factory):
-    """An environment in which importing TensorFlow is the end."""
+    """An environment in which importing TensorFlow ends the process."""
     folder = tmp_path_factory.mktemp('guard')
     (folder / 'tensorflow.py').write_text('import os\nos.write(2, b"TensorFlow logs\\n")\n'
                                           'raise SystemExit("TensorFlow was imported")\n', encoding='utf-8')
@@ -67,24 +68,23 @@ def without_tensorflow(tmp_path_factory):
 
 @pytest.fixture
 def printed(tiny_models, capsys, monkeypatch):
-    """A function that gives what a script prints: called in this process, with prompts as its input.
+    """A function that returns what a script prints: called in this process, with prompts as its input.
 
     The session has one thread: for a model this small, handing work from one to another is most of the work.
     """
     one_thread = tf.ConfigProto(intra_op_parallelism_threads=1, inter_op_parallelism_threads=1)
-    monkeypatch.setattr(checkpoint, 'session', lambda sampling: tf.Session(config=one_thread))
+    monkeypatch.setattr(session, 'session_config', lambda sampling: one_thread)
 
     def of(script, *, prompts='', **options):
         monkeypatch.setattr(sys, 'stdin', io.StringIO(prompts))
-        with tf.Graph().as_default():
-            FUNCTIONS[script](model_name='tiny', models_dir=tiny_models, **options)
+        FUNCTIONS[script](model_name='tiny', models_dir=tiny_models, **options)
         return capsys.readouterr().out
     return of
 
 
 @pytest.fixture
 def ids(printed, monkeypatch):
-    """A function that gives the samples which a script prints, each as its list of token ids."""
+    """A function that returns the samples that a script prints, each as its list of token ids."""
     monkeypatch.setattr(encoder.Encoder, 'decode', lambda self, tokens: ' '.join(str(token) for token in tokens))
 
     def of(script, **options):
@@ -94,25 +94,25 @@ def ids(printed, monkeypatch):
     return of
 
 
-# What needs no TensorFlow, and does not wait for it
+# Without TensorFlow, and without waiting for it
 
-@pytest.mark.parametrize('changes, shown', [
-    ({}, b''), ({'TF_CPP_MIN_LOG_LEVEL': '3'}, b''), ({'TF_CPP_MIN_LOG_LEVEL': '0'}, b'TensorFlow logs\n')], ids=str)
-def test_a_guard_sees_tensorflow_which_logs_when_it_is_asked_to(command, without_tensorflow, changes, shown):
-    """Else the tests with the guard would prove nothing. It logs as TensorFlow does, past Python's stderr."""
+@pytest.mark.slow
+@pytest.mark.parametrize('changes, shown', [({}, b''), ({'TF_CPP_MIN_LOG_LEVEL': '0'}, b'TensorFlow logs\n')], ids=str)
+def test_guard_sees_tensorflow_which_logs_when_it_is_asked_to(command, without_tensorflow, changes, shown):
+    """Without this, the tests with the guard would prove nothing. It logs as TensorFlow does, past Python's stderr."""
     env = dict(without_tensorflow, **changes)
     status, stdout, stderr = finished(command(UNCONDITIONAL, '--model_name', 'tiny'), env=env)
     assert (status, stdout, stderr) == (1, b'', shown + b'TensorFlow was imported\n')
 
 
-@pytest.mark.parametrize('script, defaults', [
-    (UNCONDITIONAL, {'model_name': '117M', 'seed': None, 'nsamples': 0, 'batch_size': 1, 'length': None, 'temperature': 1,
-                     'top_k': 0, 'top_p': 1, 'stop_at_end': False, 'precision': 'float32', 'models_dir': 'models'}),
-    (INTERACTIVE, {'model_name': '117M', 'seed': None, 'nsamples': 1, 'batch_size': 1, 'length': None, 'temperature': 1,
-                   'top_k': 0, 'top_p': 1, 'stop_at_end': False, 'precision': 'float32', 'models_dir': 'models'})])
-@pytest.mark.parametrize('asking', [['--', '--help'], ['--model_name', 'tiny', '--help']], ids=' '.join)
-def test_help_shows_every_flag_with_its_default_and_meaning(command, without_tensorflow, script, defaults, asking):
+@pytest.mark.slow
+@pytest.mark.parametrize('script, nsamples, asking', [
+    (UNCONDITIONAL, 0, ['--', '--help']), (INTERACTIVE, 1, ['--model_name', 'tiny', '--help'])])
+def test_scripts_help_shows_every_flag_with_default_and_meaning(command, without_tensorflow, script, nsamples, asking):
     """The defaults are those of OpenAI's scripts."""
+    defaults = {'model_name': '117M', 'seed': None, 'nsamples': nsamples, 'batch_size': 1, 'length': None,
+                'temperature': 1, 'top_k': 0, 'top_p': 1, 'stop_at_end': False, 'precision': 'float32',
+                'models_dir': 'models'}
     status, stdout, stderr = finished(command(script, *asking), env=without_tensorflow)
     shown = stdout.decode('utf-8')
     assert status == 0 and not stderr
@@ -121,18 +121,20 @@ def test_help_shows_every_flag_with_its_default_and_meaning(command, without_ten
     for name, default in defaults.items():
         about = shown[shown.index('--%s=' % name):].split('--', 2)[1]
         assert 'Default: %r' % default in about or isinstance(default, int) and 'Default: %d.0' % default in about
-        meaning = inspect.getdoc(FUNCTIONS[script]).split('    %s: ' % name)[1].split('\n')[0]
+        own = inspect.getdoc(FUNCTIONS[script]).split('    %s: ' % name)[1:]
+        meaning = own[0].split('\n')[0] if own else flags.SHARED_HELP[name]
         assert len(meaning) > 10 and meaning in ' '.join(about.split())
 
 
-@both
-@pytest.mark.parametrize('arguments, words', [
-    (['--model_name', '9M'], ['no model 9M', 'models there: tiny', 'python3 download_model.py']),
-    (['--model_name', 'tiny', '--models_dir', '9'], ['no model tiny in ', 'download_model.py']),
-    (['--topk', '40'], ['--topk', '--model_name --seed --nsamples --batch_size --length --temperature --top_k --top_p '
-                                  '--stop_at_end --precision --models_dir']),
-    (['--seed', 'x'], ['--seed is x; it must be a whole number of at most 18 digits'])], ids=str)
-def test_mistakes_are_answered_at_once_in_one_line(command, without_tensorflow, tmp_path, script, arguments, words):
+@pytest.mark.slow
+@pytest.mark.parametrize('script, arguments, words', [
+    (UNCONDITIONAL, ['--model_name', '9M'], ['no model 9M', 'models there: tiny', 'python3 download_model.py']),
+    (INTERACTIVE, ['--model_name', 'tiny', '--models_dir', '9'], ['no model tiny in ', 'download_model.py']),
+    (UNCONDITIONAL, ['--topk', '40'], [
+        '--topk', 'did you mean --top_k?', '--model_name --seed --nsamples --batch_size --length --temperature --top_k '
+        '--top_p --stop_at_end --precision --models_dir']),
+    (INTERACTIVE, ['--seed', 'x'], ['--seed is x; it must be a whole number of at most 18 digits'])], ids=str)
+def test_scripts_report_mistakes_at_once_in_one_line(command, without_tensorflow, tmp_path, script, arguments, words):
     status, stdout, stderr = finished(command(script, *arguments), env=without_tensorflow, cwd=str(tmp_path))
     assert (status, stdout) == (1, b'')
     message = stderr.decode('utf-8')
@@ -140,68 +142,75 @@ def test_mistakes_are_answered_at_once_in_one_line(command, without_tensorflow, 
     assert [part for part in words if part not in message] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('script, package', [
-    (UNCONDITIONAL, 'fire'), (UNCONDITIONAL, 'regex'), (INTERACTIVE, 'tensorflow'), ('evaluate.py', 'numpy'), ('train.py', 'tqdm')])
-def test_a_package_that_is_missing_is_told_in_one_line_with_what_installs_it(command, tmp_path, script, package):
-    """As it meets who runs a script outside of the virtual environment that make has made."""
+    (UNCONDITIONAL, 'fire'), (INTERACTIVE, 'tensorflow'), ('evaluate.py', 'numpy'), ('train.py', 'tqdm')])
+def test_scripts_report_a_missing_package_in_one_line_with_what_installs_it(command, tmp_path, script, package):
+    """As when a script is run outside of the virtual environment that make has made."""
     (tmp_path / (package + '.py')).write_text('raise ImportError("No module named %r")' % package, encoding='utf-8')
-    status, stdout, stderr = finished(command(script, '--model_name', 'tiny'), env=environment(PYTHONPATH=str(tmp_path)))
+    env = environment(PYTHONPATH=str(tmp_path))
+    status, stdout, stderr = finished(command(script, '--model_name', 'tiny'), env=env)
     assert (status, stdout) == (1, b'')
     message = stderr.decode('utf-8')
     assert message.startswith("%s: No module named '%s'; " % (script, package)) and message.count('\n') == 1
-    assert 'make --silent activate' in message and 'Installation' in message
+    assert 'make --silent activate' in message and 'docs/install.md' in message
 
 
 @pytest.mark.parametrize('script', [UNCONDITIONAL, INTERACTIVE, 'evaluate.py', 'train.py'])
-def test_a_script_can_be_run_by_its_name(script):
-    path = os.path.join(ROOT, 'src', script)
+def test_scripts_can_be_run_by_name(script):
+    path = os.path.join(SRC, script)
     assert os.access(path, os.X_OK)
     with open(path, encoding='utf-8') as file:
         assert file.readline() == '#!/usr/bin/env python3\n'
 
 
-# What is sampled: called in this process
+# Samples, from calls in this process
 
 @both
-@pytest.mark.parametrize('flag, value, words', [
+@pytest.mark.parametrize('flag, value, message', [
     ('nsamples', -1, 'nsamples is -1; it must be'), ('batch_size', 0, 'batch_size is 0; it must be'),
-    ('length', -1, 'length is -1; it must be'), ('length', 0, 'length is 0; it must be 1 or more'), ('length', 33, 'length .*33.* over the context of 32'),
-    ('temperature', -0.5, 'temperature is -0.5; it must be'), ('temperature', float('inf'), 'temperature is inf; it must'),
-    ('top_k', -1, 'top_k is -1; it must be'), ('top_p', 0, 'top_p is 0; it must be'), ('top_p', 1.5, 'top_p is 1.5; it must'),
+    ('length', -1, 'length is -1; it must be'), ('length', 0, 'length is 0; it must be 1 or more'),
+    ('length', 33, 'length .*33.* over the context of 32'), ('temperature', -0.5, 'temperature is -0.5; it must be'),
+    ('temperature', float('inf'), 'temperature is inf; it must'), ('top_k', -1, 'top_k is -1; it must be'),
+    ('top_p', 0, 'top_p is 0; it must be'), ('top_p', 1.5, 'top_p is 1.5; it must'),
     ('seed', -1, 'seed is -1; it must be'), ('seed', 2 ** 32, 'seed is 4294967296; it must be')])
-def test_a_value_out_of_range_is_refused_before_the_model_is_loaded(printed, monkeypatch, script, flag, value, words):
+def test_scripts_reject_values_out_of_range_before_the_weights_are_loaded(
+        printed, monkeypatch, script, flag, value, message):
     monkeypatch.setattr(checkpoint, 'restore', no_loading)
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=message):
         printed(script, **{flag: value})
 
 
+@pytest.mark.slow
 @both
-def test_a_batch_that_does_not_fit_into_memory_is_told_with_what_to_lower(printed, monkeypatch, script):
-    def no_memory(*arguments):
-        raise MemoryError
+def test_scripts_say_what_to_reduce_when_memory_is_short(printed, monkeypatch, script):
+    def run(*arguments):
+        raise tf.errors.ResourceExhaustedError(None, None, 'OOM when allocating tensor')
 
-    monkeypatch.setattr(sample, 'random_draws', no_memory)
-    with pytest.raises(ValueError, match='out of memory; give a lower --batch_size than 3, or a lower --length'):
-        printed(script, prompts='a\n', nsamples=3, batch_size=3)
+    monkeypatch.setattr(checkpoint, 'restore', lambda *arguments: None)
+    monkeypatch.setattr(tf.Session, 'run', run)
+    with pytest.raises(ValueError, match=r'out of memory.*batch_size \(3 .*length \(7'):
+        printed(script, prompts='a\n', nsamples=3, batch_size=3, length=7)
 
 
-def test_an_interactive_prompt_has_samples(printed, monkeypatch):
+def test_interactive_rejects_0_samples(printed, monkeypatch):
     monkeypatch.setattr(checkpoint, 'restore', no_loading)
-    with pytest.raises(ValueError, match='nsamples is 0; it must be 1 or more'):
+    with pytest.raises(ValueError, match='nsamples is 0; .* 1 or more'):
         printed(INTERACTIVE, nsamples=0)
 
 
 def no_loading(*arguments):
-    raise AssertionError('the model is loaded')
+    raise AssertionError('the weights are loaded')
 
 
 def prompt_of(script):
-    """What the fixture ids has a script continue: nothing (the end of a text), or the letter a."""
+    """The prompt with which the fixture ids runs a script: none (the end of a text), or the letter a."""
     return [tiny.N_BYTE_VOCAB - 1 if script == UNCONDITIONAL else ord('a') - ord('!')]
 
 
+@pytest.mark.slow
 @both
-def test_greedy_samples_of_the_default_length_are_those_of_the_reference(ids, script):
+def test_scripts_greedy_samples_of_the_default_length_equal_the_reference(ids, script):
     """The whole context, or half of it after a prompt."""
     hparams = tiny.hparams(n_vocab=tiny.N_BYTE_VOCAB)
     length = hparams.n_ctx if script == UNCONDITIONAL else hparams.n_ctx // 2
@@ -209,96 +218,132 @@ def test_greedy_samples_of_the_default_length_are_those_of_the_reference(ids, sc
     assert ids(script, nsamples=1, temperature=0) == expected[:, 1:].tolist()
 
 
-def test_a_temperature_near_0_is_greedy(ids):
-    """1e-300 is 0 as float32 has it, and 0 / 0 is not a number."""
+@pytest.mark.slow
+def test_unconditional_at_a_temperature_near_0_is_greedy(ids):
+    """1e-300 is 0 in float32, and 0 / 0 is not a number."""
     assert ids(UNCONDITIONAL, nsamples=1, length=4, temperature=1e-300) == ids(
         UNCONDITIONAL, nsamples=1, length=4, temperature=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('temperature', [1e49, 1e308])
-def test_a_temperature_beyond_float32_makes_all_tokens_alike(ids, temperature):
+def test_unconditional_at_a_temperature_beyond_float32_draws_all_tokens_alike(ids, temperature):
     """Silently: 1e49 and more are infinity there."""
     with warnings.catch_warnings():
         warnings.simplefilter('error', RuntimeWarning)
         found, = ids(UNCONDITIONAL, nsamples=1, seed=5, length=4, temperature=temperature)
-    assert found == [int(draw * tiny.N_BYTE_VOCAB) for draw in sample.random_draws(5, [0], 4)[0]]
+    assert found == [int(draw * tiny.N_BYTE_VOCAB) for draw in random_draws(5, [0], 4)[0]]
 
 
+@pytest.mark.slow
 @both
-def test_every_flag_of_the_sampler_is_honoured(ids, script):
-    """What comes out is what temperature, top_k, top_p and the draws of the seed make of the reference's logits.
+def test_scripts_honour_every_flag_of_the_sampler(ids, script):
+    """The samples are what temperature, top_k, top_p and the draws of the seed make of the reference's logits.
 
-    Each sample has draws of its own, numbered from one prompt to the next, whatever the batch_size.
+    Each sample has draws of its own, numbered from one prompt to the next, at any batch_size.
     """
     hparams = tiny.hparams(n_vocab=tiny.N_BYTE_VOCAB)
     weights = tiny.random_weights(hparams)
     expected = []
-    for draws in sample.random_draws(5, range(3 if script == UNCONDITIONAL else 6), 6):
+    for draws in random_draws(5, range(3 if script == UNCONDITIONAL else 6), 6):
         tokens = prompt_of(script)
         for draw in draws:
             logits = reference.forward(weights, [tokens], hparams.n_head)[0][0, -1] / 0.8
-            likeliest = np.argsort(-logits)[:40]
-            probability = np.exp(logits[likeliest]) / np.exp(logits[likeliest]).sum()
+            top = np.argsort(-logits)[:40]
+            probability = np.exp(logits[top]) / np.exp(logits[top]).sum()
             n_kept = 1 + int((np.cumsum(probability) < 0.9).sum())
-            kept = sorted(zip(likeliest[:n_kept].tolist(), probability[:n_kept]))
+            kept = sorted(zip(top[:n_kept].tolist(), probability[:n_kept]))
             mass = np.cumsum([share for _, share in kept])
             tokens = tokens + [kept[int((mass <= draw * mass[-1]).sum())][0]]
         expected.append(tokens[1:])
-    assert ids(script, prompts='a\na\n', nsamples=3, batch_size=2, length=6, seed=5, temperature=0.8, top_k=40, top_p=0.9) == expected
+    assert expected == ids(script, prompts='a\na\n', nsamples=3, batch_size=2, length=6, seed=5, temperature=0.8,
+                           top_k=40, top_p=0.9)
 
 
-def test_another_seed_gives_other_samples_and_so_does_none(ids):
+@pytest.mark.slow
+def test_unconditional_samples_differ_for_another_seed_and_for_none(ids):
     found = [ids(UNCONDITIONAL, nsamples=1, length=8, seed=seed) for seed in (1, 2, None)]
     assert len({str(samples) for samples in found}) == 3
 
 
-@pytest.mark.skipif(not xla.is_known(), reason='TensorFlow 1.x does not compile the loop')
-def test_samples_are_the_same_where_it_pays_to_compile(printed, monkeypatch):
+@pytest.mark.slow
+@pytest.mark.skipif(not xla.is_supported(), reason='TensorFlow 1.12 does not compile the loop')
+def test_unconditional_samples_are_the_same_where_the_loop_is_compiled(printed, monkeypatch):
     options = dict(nsamples=4, batch_size=2, length=9, seed=1, top_k=40)
-    asked, made, decoding_loop = [], [], xla.decoding_loop
-    monkeypatch.setattr(xla, 'decoding_loop', lambda *given: made.append(given) or decoding_loop(*given))
+    asked, built, compiled_loop = [], [], sample.compiled_loop
+    monkeypatch.setattr(sample, 'compiled_loop', lambda *given: built.append(given) or compiled_loop(*given))
     plain = printed(UNCONDITIONAL, **options)
-    monkeypatch.setattr(sample, 'pays_to_compile', lambda *numbers: asked.append(numbers) or True)
-    assert not made and printed(UNCONDITIONAL, **options) == plain
-    assert len(made) == 1 and asked == [(4, 2, 9)]
+    monkeypatch.setattr(generate_unconditional_samples, 'is_worth_compiling',
+                        lambda *numbers: asked.append(numbers) or True)
+    assert not built and printed(UNCONDITIONAL, **options) == plain
+    assert len(built) == 1 and asked == [(4, 2, 9)]
 
 
-def test_a_sample_can_be_read_while_the_next_one_is_made(printed, monkeypatch):
-    """Here stdout is a file on disk; what is in it is noted whenever a sample is begun."""
-    there = []
-    random_draws = sample.random_draws
+@pytest.mark.slow
+def test_unconditional_prints_each_sample_before_it_computes_the_next(printed, monkeypatch):
+    """Here stdout is a file on disk, of which a copy is taken whenever a sample is begun."""
+    copies = []
 
-    def note(*arguments):
-        there.append(disk.getvalue().decode('utf-8'))
+    def copy(*arguments):
+        copies.append(disk.getvalue().decode('utf-8'))
         return random_draws(*arguments)
 
-    monkeypatch.setattr(sample, 'random_draws', note)
+    monkeypatch.setattr(generate_unconditional_samples, 'random_draws', copy)
     disk = io.BytesIO()
     monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(io.BufferedWriter(disk), encoding='utf-8'))
     printed(UNCONDITIONAL, nsamples=3, seed=1, length=4)
     whole = disk.getvalue().decode('utf-8')
-    assert there == ['', whole[:whole.index(header(2))], whole[:whole.index(header(3))]]
+    assert copies == ['', whole[:whole.index(header(2))], whole[:whole.index(header(3))]]
 
 
-def test_a_closed_pipe_ends_the_sampling(printed, monkeypatch):
-    """flags.run makes an orderly end of the error."""
+@pytest.mark.slow
+def test_unconditional_ends_when_its_pipe_is_closed(printed, monkeypatch):
+    """flags.run turns this error into an orderly end."""
     reading, writing = os.pipe()
     os.close(reading)
     with open(writing, 'w', encoding='utf-8') as stdout:
         monkeypatch.setattr(sys, 'stdout', stdout)
         with pytest.raises(BrokenPipeError):
             printed(UNCONDITIONAL)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), writing)  # for what it still holds when it is closed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), writing)  # takes what is still buffered when stdout is closed
 
 
-def test_no_prompts_are_no_error(tiny_models, monkeypatch, capsys):
+def test_read_prompts_takes_the_lines_that_generate_dataset_takes(tiny_models, monkeypatch, tmp_path):
+    """Only a line feed ends a line: with a carriage return in it, answers would not fit the lines of the file."""
+    text_encoder = encoder.get_encoder('tiny', tiny_models)
+    (tmp_path / 'prompts.txt').write_bytes(b'a\rb\r\nc\x0cd\xc2\x85\xe2\x80\xa8e\n\rf\n')
+    rows, _, _ = plan.rows_from_prompts(str(tmp_path / 'prompts.txt'), text_encoder.encode, 99)
+    with open(str(tmp_path / 'prompts.txt'), encoding='utf-8', errors='replace', newline='\n') as stdin:
+        monkeypatch.setattr(sys, 'stdin', stdin)
+        found = list(interactive_conditional_samples.read_prompts(text_encoder, 99))
+    assert found == [row.tokens for row in rows] and len(found) == 3
+
+
+def test_read_prompts_asks_where_a_notebook_does(tiny_models, monkeypatch):
+    """Its own input(), with a field to type in; its stdin is empty."""
+    text_encoder, asked, lines = encoder.get_encoder('tiny', tiny_models), [], ['ab', 'c']
+
+    def ask(question):
+        asked.append(question.encode('ascii'))
+        if not lines:
+            raise EOFError
+        return lines.pop(0)
+
+    monkeypatch.setattr(sys, 'stdin', io.StringIO(''))
+    monkeypatch.setattr('builtins.input', ask)
+    found = list(interactive_conditional_samples.read_prompts(text_encoder, 9))
+    assert found == [text_encoder.encode('ab'), text_encoder.encode('c')] and asked == [QUESTION] * 3
+
+
+def test_read_prompts_without_prompts_is_no_error(tiny_models, monkeypatch, capsys):
     monkeypatch.setattr(sys, 'stdin', io.StringIO(''))
     assert list(interactive_conditional_samples.read_prompts(encoder.get_encoder('tiny', tiny_models), 9)) == []
     assert capsys.readouterr().out == ''
 
 
+@pytest.mark.slow
 @both
-def test_a_sample_stops_at_the_end_of_its_text(ids, script):
+def test_scripts_stop_at_end_ends_a_sample_at_the_end_of_text(ids, script):
     """Up to the end-of-text token, the sample is the one that goes on without the flag."""
     end = tiny.N_BYTE_VOCAB - 1
     options = {'nsamples': 100, 'seed': 11, 'batch_size': 50, 'temperature': 1.0, 'length': 16, 'prompts': 'a\n'}
@@ -311,8 +356,8 @@ def test_a_sample_stops_at_the_end_of_its_text(ids, script):
 @pytest.mark.parametrize('tokens_of', [
     lambda random: [byte for character in 'aé中😀\n' for byte in character.encode('utf-8')],
     lambda random: random.randint(256, size=40).tolist()], ids=['characters of 1 to 4 bytes', 'any bytes'])
-def test_live_text_is_the_text(tiny_models, capsys, tokens_of):
-    """What is printed token by token adds up to what decode makes of all tokens, and is valid UTF-8 at each moment."""
+def test_live_text_adds_up_to_the_text(tiny_models, capsys, tokens_of):
+    """Printed token by token, it adds up to what decode makes of all tokens, and is valid UTF-8 at each moment."""
     text_encoder = encoder.get_encoder('tiny', tiny_models)
     ids_of_bytes = {byte: text_encoder.encoder[symbol] for byte, symbol in encoder.bytes_to_unicode().items()}
     live = interactive_conditional_samples.LiveText(text_encoder, text_encoder.end_of_text)
@@ -332,8 +377,9 @@ def test_live_text_is_the_text(tiny_models, capsys, tokens_of):
 
 # Whole processes
 
-def test_endless_samples_from_another_folder_until_ctrl_c(command, printed, tmp_path):
-    """In a C locale: UTF-8 with OpenAI's headers comes out, stderr stays empty, and SIGINT while sampling is status 0.
+@pytest.mark.slow
+def test_unconditional_samples_endlessly_from_any_folder_until_ctrl_c(command, printed, tmp_path):
+    """In a C locale: it prints UTF-8 with OpenAI's headers and nothing on stderr; SIGINT while sampling is status 130.
 
     The same samples as a call for 7 gives, 3 at once: not 6, not 9.
     """
@@ -344,22 +390,23 @@ def test_endless_samples_from_another_folder_until_ctrl_c(command, printed, tmp_
         found = running.read_until(header(8).encode('ascii'))
         assert found.decode('utf-8') == expected + header(8)
         running.process.send_signal(signal.SIGINT)
-        deadline = time.time() + 20
+        deadline = time.time() + SECONDS
         while running.read_some():
             assert time.time() < deadline, 'it goes on sampling'
-        assert running.process.wait(SECONDS) == 0
+        assert running.process.wait(SECONDS) == 130
         assert running.stderr() == b''
 
 
-def test_prompts_through_a_pipe(command, printed, capsys):
-    """A program asks and reads the answer before it asks again: nothing but samples comes from stdout.
+@pytest.mark.slow
+def test_interactive_through_a_pipe(command, printed, capsys):
+    """As from a program that reads each answer before it asks again: stdout has nothing but samples.
 
-    The same samples as a call gives that makes 2 at once. A line that cannot be a prompt has an answer without a sample, so
-    that the next answer belongs to the next line; its number is told at once and at the end.
+    The samples are those of a call that computes 2 at once. A line that cannot be a prompt has an answer without
+    samples, so that answers and lines stay in step; its number is reported at once and at the end.
     """
     options = {'nsamples': 3, 'seed': 4, 'length': 5}
     arguments = ['--%s=%d' % option for option in sorted(options.items())]
-    lines = ['é中😀', '', 'a\ufffdb\ufffd', 'x' * 29, 'the end']
+    lines = ['é中\r😀', '', 'a\ufffdb\ufffd', 'x' * 29, 'the end']  # a lone CR does not end a line
     with pytest.raises(ValueError) as error:
         printed(INTERACTIVE, prompts='\n'.join(lines), batch_size=2, **options)
     expected = [answer + CLOSING for answer in capsys.readouterr().out.split(CLOSING)[:-1]]
@@ -371,9 +418,9 @@ def test_prompts_through_a_pipe(command, printed, capsys):
             running.say(line)
             return running.read_until(CLOSING.encode('ascii')).decode('utf-8')
 
-        assert ask('\ufeffé中😀\n'.encode('utf-8')) == expected[0]  # Notepad begins a file with U+FEFF
+        assert ask('\ufeffé中\r😀\n'.encode('utf-8')) == expected[0]  # Notepad begins a file with U+FEFF
         assert ask(b'\n') == expected[1]
-        assert ask(b'a\xffb\xc3\r\n') == expected[2]  # no UTF-8, and a line as Windows ends it
+        assert ask(b'a\xffb\xc3\r\n') == expected[2]  # invalid UTF-8, and a line end as on Windows
         assert ask(b'x' * 29 + b'\n') == expected[3]
         running.say(b'the end')
         running.process.stdin.close()
@@ -381,31 +428,40 @@ def test_prompts_through_a_pipe(command, printed, capsys):
         assert (status, rest.decode('utf-8')) == (1, expected[4])
         said = running.stderr().replace(QUESTION, b'').decode('ascii').splitlines()
     assert len(said) == 3
-    assert said[0].startswith('line 2: The prompt is empty')
-    assert said[1].startswith('line 4: ') and '29 tokens' in said[1] and '28 fit' in said[1]
+    assert said[0].startswith('line 2: ') and 'empty' in said[0]
+    assert said[1].startswith('line 4: ') and '29 tokens' in said[1] and '28' in said[1]
     assert said[2] == INTERACTIVE + ': ' + str(error.value)
 
 
-def test_a_prompt_without_end_is_refused(monkeypatch, tiny_models):
-    """As /dev/zero: it must not fill the memory. A long line that ends is only a long prompt."""
-    monkeypatch.setattr(interactive_conditional_samples, 'MOST_CHARACTERS', 1000)
+def test_read_prompts_rejects_an_endless_line(monkeypatch, tiny_models, capsys):
+    """As of /dev/zero: it must not fill the memory. The lines behind a long one that ends have their answers."""
+    monkeypatch.setattr(interactive_conditional_samples, 'MAX_CHARACTERS', 1000)
     text_encoder = encoder.get_encoder('tiny', tiny_models)
-    for line, longest, found in (('x' * 1000 + '\n', 1000, [1000]), ('x' * 1000, 1000, [1000]), ('x' * 1000 + '\ny', 9, [0, 1])):
+    for line, longest, found in (('x' * 1000 + '\n', 1000, [1000]), ('x' * 1000, 1000, [1000]),
+                                 ('x' * 1000 + '\ny', 9, [0, 1]), ('x' * 3001 + '\nyy\n', 9999, [0, 2]),
+                                 ('y\n' + 'x' * 1001, 9999, [1, 0]), ('a\rb\n\0\nc\r\n', 9, [3, 0, 1])):
         monkeypatch.setattr(sys, 'stdin', io.StringIO(line))
         assert list(map(len, interactive_conditional_samples.read_prompts(text_encoder, longest))) == found
+    said = capsys.readouterr().err
+    assert 'line 1: The prompt has more than 1000 characters' in said and 'line 2: The prompt has more than 1' in said
+    assert 'line 2: The prompt has NUL characters; if it is UTF-16' in said
 
     class Endless(io.StringIO):
         def readline(self, size=-1):
             assert 0 < size < 2000
+            self.n_read = getattr(self, 'n_read', 0) + size
             return 'x' * size
 
     monkeypatch.setattr(sys, 'stdin', Endless())
-    with pytest.raises(ValueError, match='a prompt has more than 1000 characters; prompts stand one a line'):
+    monkeypatch.setattr(interactive_conditional_samples, 'MAX_SKIPPED', 50000)
+    with pytest.raises(ValueError, match='a line of the input does not end'):
         list(interactive_conditional_samples.read_prompts(text_encoder, 2000))
+    assert sys.stdin.n_read < 53000
 
 
-def test_prompts_on_a_terminal(command, printed):
-    """Until Ctrl-D. What comes token by token is what a file would get. A line can be edited, and be of any length."""
+@pytest.mark.slow
+def test_interactive_on_a_terminal(command, printed):
+    """Until Ctrl-D. Printed token by token, samples are those in a file. A line can be edited, and have any length."""
     expected = printed(INTERACTIVE, prompts='ü\nab\n', seed=6, length=5, nsamples=3, batch_size=2)
     first, second = [answer + CLOSING for answer in expected.split(CLOSING)[:-1]]
     with Conversation(command(INTERACTIVE, '--model_name', 'tiny', '--seed', '6', '--length', '5', '--nsamples', '3',
@@ -416,8 +472,8 @@ def test_prompts_on_a_terminal(command, printed):
 
         assert terminal.read_until(QUESTION) == QUESTION
         assert ask('ü\n'.encode('utf-8')) == 'ü\n' + first + QUESTION.decode('ascii')
-        assert 'The prompt is empty' in ask(b'\n')
-        assert 'has 5000 tokens' in ask(5000 * b'x' + b'\n')
+        assert 'empty' in ask(b'\n')
+        assert '5000 tokens' in ask(5000 * b'x' + b'\n')
         assert ask(b'b' + ARROW_LEFT + b'a\n').endswith('\n' + second + QUESTION.decode('ascii'))
         terminal.say(CTRL_D)
         status, rest = terminal.end()
@@ -425,21 +481,21 @@ def test_prompts_on_a_terminal(command, printed):
     assert rest.strip() == b''
 
 
-def test_a_line_that_the_terminal_may_have_cut_is_refused(monkeypatch, capsys):
-    """Where samples go to a file, nothing edits the line: the terminal gives 4,095 bytes of it."""
+def test_ask_rejects_a_line_that_the_terminal_may_have_cut(monkeypatch, capsys):
+    """Where samples go to a file, lines are read without readline: the terminal passes 4,095 bytes of each."""
     stdin = io.StringIO('é' * 2048 + '\n' + 'é' * 2047 + '\n')
     stdin.isatty = lambda: True
     monkeypatch.setattr(sys, 'stdin', stdin)
     assert interactive_conditional_samples.ask('') == 'é' * 2047
-    assert 'cuts a line after 4095 bytes' in capsys.readouterr().err
+    assert '4095 bytes' in capsys.readouterr().err
 
 
-@both
-def test_ctrl_c_leaves_the_terminal_as_it_was(command, script):
-    """At a prompt as well, where readline has it in a mode of its own."""
-    with Conversation(command(script, '--model_name', 'tiny'), terminal=True) as terminal:
+@pytest.mark.slow
+def test_interactive_leaves_the_terminal_as_it_was_on_ctrl_c(command):
+    """At a prompt, where readline has it in a mode of its own."""
+    with Conversation(command(INTERACTIVE, '--model_name', 'tiny'), terminal=True) as terminal:
         before = termios.tcgetattr(terminal.input)
-        terminal.read_until(QUESTION if script == INTERACTIVE else header(2).encode('ascii').strip())
+        terminal.read_until(QUESTION)
         terminal.say(CTRL_C)
-        assert terminal.end()[0] == 0
+        assert terminal.end()[0] == 130
         assert termios.tcgetattr(terminal.input) == before

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-import tensor_bundle
+from gpt2.system import tensor_bundle
 
 
 def test_crc32c_has_the_published_check_value():
@@ -27,11 +27,10 @@ def test_crc32c_equals_division_bit_by_bit_however_the_bytes_are_cut():
         assert tensor_bundle.crc32c([data[:cut], data[cut:]]) == register ^ 0xffffffff
 
 
-def test_index_of_the_release_is_read_as_tensorflow_reads_it(shared):
-    from tf1 import tf
-    folder = os.path.join(shared, '117M')
-    tensors = tensor_bundle.read_index(os.path.join(folder, 'model.ckpt.index'))
-    shapes = tf.train.load_checkpoint(os.path.join(folder, 'model.ckpt')).get_variable_to_shape_map()
+def test_index_of_the_release_is_read_as_tensorflow_reads_it(released_117M):
+    from gpt2.system.tf1 import tf
+    tensors = tensor_bundle.read_index(os.path.join(released_117M, 'model.ckpt.index'))
+    shapes = tf.train.load_checkpoint(os.path.join(released_117M, 'model.ckpt')).get_variable_to_shape_map()
     assert {tensor.name for tensor in tensors} == set(shapes)
     for tensor in tensors:
         assert tensor.n_bytes == 4 * multiply(shapes[tensor.name])
@@ -47,7 +46,7 @@ def multiply(numbers):
 
 def test_weights_that_tensorflow_wrote_are_right_until_a_bit_is_wrong(tmp_path, sess):
     """Tensors of one piece, of several and of none, each with an error in its first, its last and some byte between."""
-    from tf1 import tf
+    from gpt2.system.tf1 import tf
     n_numbers = tensor_bundle.PIECE_BYTES // 4
     for name, size in (('one', 1), ('some', 1001), ('full', n_numbers), ('pieces', 2 * n_numbers + 7), ('none', 0)):
         tf.get_variable(name, [size], initializer=tf.random_normal_initializer())
@@ -116,7 +115,11 @@ def tensor(offset, n_bytes, checksum=b'\x35' + bytes(4)):
 
 def block(items, compression=b'\0'):
     """A block with its checksum: items is a list of (key, value), each key written in full."""
-    body = b''.join(b'\0' + number(len(key)) + number(len(value)) + key + value for key, value in items)
+    return block_of(b''.join(b'\0' + number(len(key)) + number(len(value)) + key + value for key, value in items),
+                    compression)
+
+
+def block_of(body, compression=b'\0'):
     body += bytes(4) + b'\1\0\0\0'  # for searching: one place to start from, the first key
     crc = tensor_bundle.masked(tensor_bundle.crc32c([body, compression]))
     return body + compression + crc.to_bytes(4, 'little')
@@ -140,7 +143,13 @@ def test_the_data_end_where_the_last_tensor_ends_whatever_its_name(tmp_path):
     assert tensor_bundle.data_bytes(path) == 1000
 
 
+def test_a_meta_with_a_graph_is_accepted(tmp_path):
+    tmp_path.joinpath('meta').write_bytes(b'\x12\x01x')
+    tensor_bundle.check_meta(str(tmp_path.joinpath('meta')))
+
+
 def test_tensors_are_checked_wherever_they_lie(tmp_path):
+    """The first wrong one in the data file is named, not the first one by name."""
     checksums = [b'\x35' + tensor_bundle.masked(tensor_bundle.crc32c([piece])).to_bytes(4, 'little')
                  for piece in (b'first', b'last')]
     path = write(tmp_path.joinpath('index'), [(b'', HEADER), (b'a', tensor(5, 4, checksums[1])),
@@ -148,9 +157,10 @@ def test_tensors_are_checked_wherever_they_lie(tmp_path):
     data = tmp_path.joinpath('data')
     data.write_bytes(b'firstlast')
     tensor_bundle.check_data(str(data), path)
-    data.write_bytes(b'fir?tlast')
-    with pytest.raises(ValueError, match='tensor b '):
-        tensor_bundle.check_data(str(data), path)
+    for wrong, name in ((b'fir?tlast', 'b'), (b'firstla?t', 'a'), (b'fir?tla?t', 'b')):
+        data.write_bytes(wrong)
+        with pytest.raises(ValueError, match='tensor %s ' % name):
+            tensor_bundle.check_data(str(data), path)
 
 
 @pytest.mark.parametrize('items, compression, words', [
@@ -158,10 +168,10 @@ def test_tensors_are_checked_wherever_they_lie(tmp_path):
     ([(b'', b''), (b'a', tensor(0, 4))], b'\0', 'several data files'),
     ([(b'', HEADER)], b'\0', 'no tensor'),
     ([(b'', HEADER), (b'a', tensor(0, 0))], b'\0', 'no tensor'),
-    ([], b'\0', 'of nothing'),
+    ([], b'\0', 'is empty'),
     ([(b'', HEADER), (b'a', tensor(0, 4))], b'\1', 'compressed'),
-    ([(b'', HEADER), (b'a', b'\x22\x01x')], b'\0', 'where a tensor is'),  # an offset that is text
-    ([(b'', HEADER), (b'a', tensor(0, 4, b'\x30\x01'))], b'\0', 'where a tensor is'),  # a checksum that is a number
+    ([(b'', HEADER), (b'a', b'\x22\x01x')], b'\0', 'damaged.*place'),  # an offset that is text
+    ([(b'', HEADER), (b'a', tensor(0, 4, b'\x30\x01'))], b'\0', 'damaged.*place'),  # a checksum that is a number
     ([(b'', HEADER), (b'\xff', tensor(0, 4))], b'\0', 'utf-8')])
 def test_a_complete_but_useless_index_is_refused(tmp_path, items, compression, words):
     path = write(tmp_path.joinpath('index'), items, compression=compression)
@@ -173,8 +183,37 @@ def test_an_index_whose_footer_points_to_the_empty_block_is_refused(tmp_path):
     data = block([])
     path = tmp_path.joinpath('index')
     path.write_bytes(data + (2 * place(0, data)).ljust(40, b'\0') + tensor_bundle.TABLE_END)
-    with pytest.raises(ValueError, match='of nothing'):
+    with pytest.raises(ValueError, match='is empty'):
         tensor_bundle.read_index(str(path))
+
+
+@pytest.mark.parametrize('n_items, n_pointers', [(1000, 1), (10, 2000), (0, 4500)])
+def test_an_index_that_unpacks_without_bound_is_refused(tmp_path, monkeypatch, n_items, n_pointers):
+    """Though its checksums are right: keys that share what is before them, and a block that is read again and again."""
+    monkeypatch.setattr(tensor_bundle, 'MAX_INDEX_BYTES', 50000)
+    data = block_of(b''.join(number(i) + b'\1\0x' for i in range(n_items)))  # each key is longer by one x
+    pointer = block([(b'', place(0, data))] * n_pointers)
+    footer = place(0, block([])) + place(len(data), pointer)
+    path = tmp_path.joinpath('index')
+    path.write_bytes(data + pointer + footer.ljust(40, b'\0') + tensor_bundle.TABLE_END)
+    assert path.stat().st_size < 50000
+    with pytest.raises(ValueError, match='unpacks to over 50000 bytes'):
+        tensor_bundle.read_index(str(path))
+
+
+def test_an_index_of_gigabytes_is_not_read(tmp_path):
+    path = tmp_path.joinpath('index')
+    with open(str(path), 'wb') as file:
+        file.truncate(2 ** 40)
+    with pytest.raises(ValueError, match='has over 1048576 bytes'):
+        tensor_bundle.read_index(str(path))
+
+
+def test_tensors_that_overlap_are_refused(tmp_path):
+    """Checking them could take forever."""
+    path = write(tmp_path.joinpath('index'), [(b'', HEADER), (b'a', tensor(0, 400)), (b'b', tensor(0, 400))])
+    with pytest.raises(ValueError, match='its tensors overlap'):
+        tensor_bundle.data_bytes(path)
 
 
 def test_an_index_of_random_bytes_with_right_checksums_is_read_or_refused(tmp_path):
@@ -195,8 +234,9 @@ def test_an_index_of_random_bytes_with_right_checksums_is_read_or_refused(tmp_pa
     assert 0 < n_refused < 300
 
 
-@pytest.mark.parametrize('body, words', [(b'', 'something else'), (b'Welcome to wifi', 'protocol buffer'),
-                                         (b'\x08\x01', 'something else'), (b'\x10\x01', 'something else')])
+@pytest.mark.parametrize('body, words', [
+    (b'', 'of a graph'), (b'Welcome to wifi', 'protocol buffer'), (b'\x08\x01', 'of a graph'),
+    (b'\x10\x01', 'of a graph'), (b'\x0a\x01x', 'of a graph')])  # the last is bytes, but of another field
 def test_a_meta_without_a_graph_is_refused(tmp_path, body, words):
     tmp_path.joinpath('meta').write_bytes(body)
     with pytest.raises(ValueError, match=words):

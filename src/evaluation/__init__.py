@@ -1,1 +1,0 @@
-"""What evaluate.py is made of: the scorer, the protocols, the benchmarks and their detokenizers, and the table."""

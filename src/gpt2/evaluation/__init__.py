@@ -1,0 +1,1 @@
+"""Behind evaluate.py: scoring, the benchmarks, detection of generated text, tables and pages."""

@@ -1,0 +1,310 @@
+"""8-bit weights: each token reads a quarter of the bytes, and reading the weights takes most of the time.
+
+LiteRT, TensorFlow's engine for phones, multiplies them by the fastest instructions that a processor has. Each column of
+a weight becomes integers from -127 to 127 and a scale, and so does each row of what is multiplied with it, as it comes
+(Dettmers et al. 2022, arXiv:2208.07339, section 2.1). All else stays float32.
+
+The network is that of model.py, cut at each attention, which NumPy computes: LiteRT takes several times as long for
+many small products. LiteRT's converter would take half a minute for a large network, so it converts the three pieces
+of a small one, which are then filled with the weights of each layer.
+
+Letters are those of model.py.
+"""
+from concurrent import futures
+import functools
+import math
+import re
+import threading
+import warnings
+
+import numpy as np
+
+from gpt2.fast import matmul
+from gpt2.system import process
+from gpt2.system.tf1 import lite_schema, tf, without_stderr
+import model
+
+try:
+    from ai_edge_litert.interpreter import Interpreter
+except ImportError:  # TensorFlow 2's own does the same, and warns that it will move there
+    Interpreter = tf.lite.Interpreter if lite_schema else None
+    warnings.filterwarnings('ignore', message=r'\s*Warning: tf.lite.Interpreter is deprecated')
+
+ROWS_AT_A_TIME = 2 ** 10  # that are rounded: 3 MB of the vocabulary instead of 154
+MAX_SCORES = 2 ** 24  # attention scores that are in memory at a time: 64 MB
+MIN_NUMBERS_TO_SHARE = 2 ** 19  # of keys: for fewer, one core is done before others have started
+
+
+def check():
+    """Raises ValueError where LiteRT is missing, or a GPU would be left idle."""
+    if matmul.on_gpu():
+        raise ValueError('8-bit weights are for a CPU; use --precision float32, or hide the GPU: '
+                         'CUDA_VISIBLE_DEVICES=-1')
+    if Interpreter is None:
+        raise ValueError('TensorFlow %s cannot multiply 8-bit weights; use --precision float32, or TensorFlow 2.x'
+                         % tf.__version__)
+
+
+# A small network in pieces
+
+class Cut(object):
+    """The Past of a network that is cut before and after each attention.
+
+    Each piece takes the hidden states and what attention mixed, and returns the next hidden states and, side by side,
+    queries, keys and values. The first one begins the network, and the last one ends it.
+    inputs, outputs: for each piece, its tensors [R, any].  vectors: {name: placeholder} of its variables [any].
+    matrices: the names of its other variables, in the order in which they are multiplied.
+    shapes: {name: shape} of all variables.
+    """
+
+    def __init__(self, hparams):
+        self.width, self.shapes = hparams.n_embd, {'model/wpe': [hparams.n_ctx, hparams.n_embd]}
+        self.inputs, self.outputs, self.vectors, self.matrices = [[self.states()]], [[]], [{}], [[]]
+
+    def states(self):
+        return tf.placeholder(tf.float32, [None, self.width])
+
+    def custom_getter(self, getter, name, shape, **options):
+        self.shapes[name] = shape
+        if name.endswith(('/w', '/wte')):
+            return Matrix(self, name, shape[::-1] if name.endswith('/wte') else shape[1:])
+        self.vectors[-1][name] = tf.placeholder(tf.float32, shape)
+        return self.vectors[-1][name]
+
+    def split_heads(self, qkv_RN):
+        self.outputs[-1].append(qkv_RN)
+        return [qkv_RN[None]] * 3
+
+    def append(self, layer, k_1RN, v_1RN):
+        return k_1RN, v_1RN
+
+    def over_heads(self, attend, q_1RN, k_1RN, v_1RN, drop):
+        self.inputs.append([self.states()])
+        for lists, empty in ((self.outputs, []), (self.vectors, {}), (self.matrices, [])):
+            lists.append(empty)
+        return self.inputs[-1][0]
+
+    def wanted(self, x, layer):
+        if len(x.shape) == 3:  # queries
+            return x
+        if layer:
+            self.outputs[layer].insert(0, x)
+        self.inputs[-1].insert(0, self.states())
+        return self.inputs[-1][0]
+
+
+class Matrix(object):
+    """A matrix [N, M] of a piece: numbers that are replaced later."""
+
+    def __init__(self, cut, name, shape):
+        self.cut, self.name, self.shape = cut, name, shape
+
+    def product(self, x_RN, transpose_b, input_activation):
+        self.cut.matrices[-1].append(self.name)
+        return tf.matmul(input_activation(x_RN), tf.constant(np.ones(self.shape, np.float32)))
+
+
+def cut_network(hparams):
+    """The Cut of a network with two layers, in the default graph."""
+    cut = Cut(hparams)
+    hidden_RD = cut.inputs[0][0]
+    with tf.variable_scope('model', custom_getter=cut.custom_getter):
+        for layer in range(2):
+            hidden_RD = model.block(hparams, hidden_RD, layer, cut)
+        cut.outputs[-1].append(model.unembed(hparams, model.layer_norm(hidden_RD, 'ln_f')))
+    return cut
+
+
+def weight_shapes(hparams):
+    """{name: shape} of all variables of a network."""
+    with tf.Graph().as_default():
+        shapes = cut_network(hparams).shapes
+    return {name.replace('/h0/', '/h%d/' % layer): shape for name, shape in shapes.items() if '/h1/' not in name
+            for layer in range(hparams.n_layer)}
+
+
+@functools.lru_cache(maxsize=None)  # once
+def converted():
+    """(attend, pieces), in LiteRT's format: model.attend, and the three pieces of a small network.
+
+    attend: its content.  pieces: for each its content, with 8-bit weights, and the names of its vectors and matrices.
+    """
+    def content(inputs, outputs, optimizations=()):
+        converter = tf.lite.TFLiteConverter.from_session(sess, inputs, outputs)
+        converter.optimizations = list(optimizations)
+        return converter.convert()
+
+    with tf.Graph().as_default(), tf.Session() as sess, without_stderr():
+        *qkv_GNK, mask_TS = [tf.placeholder(tf.float32, [None] * n) for n in (3, 3, 3, 2)]
+        attend = content(qkv_GNK + [mask_TS], [model.attend(*qkv_GNK, mask=lambda score_GTS: score_GTS + mask_TS)])
+        cut = cut_network(model.HParams(n_vocab=96, n_ctx=16, n_embd=64, n_head=2, n_layer=2))
+        # As constants, layer norms would become part of the next matrix, and the rows that are rounded uneven.
+        pieces = [(content(inputs + list(vectors.values()), outputs, [tf.lite.Optimize.DEFAULT]), vectors, matrices)
+                  for inputs, outputs, vectors, matrices in zip(cut.inputs, cut.outputs, cut.vectors, cut.matrices)]
+        Interpreter(model_content=attend).allocate_tensors()  # says once that there is XNNPACK
+    return attend, [(piece, list(vectors), matrices) for piece, vectors, matrices in pieces]
+
+
+def filled(content, vectors, matrices, first_layer, read, read_matrix):
+    """The content of a piece with a network's weights.
+
+    content, vectors, matrices: as converted returns them.  first_layer: what layer 0 of the piece is in the network.
+    read: function from a vector's name to its float32 array.  read_matrix: from a matrix's to what rounded() returns.
+    """
+    import flatbuffers  # comes with TensorFlow 2
+
+    def stored(name):
+        return re.sub('/h([01])/', lambda match: '/h%d/' % (first_layer + int(match.group(1))), name)
+
+    def put(array, tensor):
+        tensor.shape, tensor.buffer = list(array.shape), len(file.buffers)
+        file.buffers.append(lite_schema.BufferT())
+        file.buffers[-1].data = np.ascontiguousarray(array).view(np.uint8).ravel()
+
+    file = lite_schema.ModelT.InitFromPackedBuf(content, 0)
+    graph = file.subgraphs[0]
+    inputs = list(graph.inputs)
+    for index, name in zip(inputs[-len(vectors):], vectors):
+        put(read(stored(name)), graph.tensors[index])
+    graph.inputs = inputs[:-len(vectors)]
+    products = [operator for operator in graph.operators if file.operatorCodes[
+        operator.opcodeIndex].builtinCode == lite_schema.BuiltinOperator.FULLY_CONNECTED]
+    for operator, name in zip(products, matrices):
+        values_MN, scale_M = read_matrix(stored(name))
+        tensor = graph.tensors[operator.inputs[1]]
+        tensor.quantization.scale, tensor.quantization.zeroPoint = scale_M, np.zeros(len(scale_M), np.int64)
+        put(values_MN, tensor)
+    builder = flatbuffers.Builder(sum(len(buffer.data) for buffer in file.buffers if buffer.data is not None) + 2 ** 16)
+    builder.Finish(file.Pack(builder), b'TFL3')
+    return bytes(builder.Output())
+
+
+def rounded(weight_MN, name):
+    """(int8 values, scale) of a matrix: the largest magnitude of each row becomes 127.
+
+    weight_MN: float32.  Raises ValueError, with the name, for numbers that are not finite.
+    """
+    magnitude_M = np.maximum(weight_MN.max(axis=1), -weight_MN.min(axis=1))
+    if not np.isfinite(magnitude_M).all():
+        raise ValueError('%s has values that are not finite, which cannot be rounded to 8 bits' % name)
+    scale_M = np.where(magnitude_M > 0, magnitude_M, 1).astype(np.float32) / np.float32(127)
+    values_MN = np.empty(weight_MN.shape, np.int8)
+    for first in range(0, len(scale_M), ROWS_AT_A_TIME):
+        rows = slice(first, first + ROWS_AT_A_TIME)
+        values_MN[rows] = np.rint(weight_MN[rows] / scale_M[rows, None])
+    return values_MN, scale_M
+
+
+# A network of 8-bit weights
+
+class Piece(object):
+    """A function of arrays that LiteRT computes. content: a file in its format."""
+
+    def __init__(self, content):
+        self.interpreter = Interpreter(model_content=content, num_threads=process.n_cores())
+        self.inputs, self.outputs = [[tensor['index'] for tensor in tensors] for tensors in (
+            self.interpreter.get_input_details(), self.interpreter.get_output_details())]
+        self.shapes = None
+
+    def __call__(self, *arrays):
+        shapes = [array.shape for array in arrays]
+        if self.shapes != shapes:
+            self.shapes = None  # until there is memory for them
+            for index, shape in zip(self.inputs, shapes):
+                self.interpreter.resize_tensor_input(index, shape)
+            self.interpreter.allocate_tensors()
+            self.shapes = shapes
+        for index, array in zip(self.inputs, arrays):
+            self.interpreter.set_tensor(index, array)
+        self.interpreter.invoke()
+        return [self.interpreter.get_tensor(index) for index in self.outputs]
+
+
+class Past(object):
+    """The keys and values of the tokens so far, in arrays that have room for n_positions of each text."""
+
+    def __init__(self, hparams, batch, n_positions):
+        self.n_seen, self.n_head, self.head_size = 0, hparams.n_head, hparams.n_embd // hparams.n_head
+        self.pairs = np.empty([hparams.n_layer, 2, batch * self.n_head, n_positions, self.head_size], np.float32)
+
+    def keep(self, texts):
+        """Forget all texts but these, an array of their numbers."""
+        heads_G = (texts[:, None] * self.n_head + np.arange(self.n_head)).ravel()
+        pairs = np.empty(self.pairs.shape[:2] + (len(heads_G),) + self.pairs.shape[3:], np.float32)
+        pairs[..., :self.n_seen, :] = self.pairs[:, :, heads_G, :self.n_seen]
+        self.pairs = pairs
+
+
+class Network(object):
+    """GPT-2 with 8-bit weights. Several threads can use it.
+
+    read: function from a variable's name to its float32 array.
+    Raises ValueError as rounded does.
+    """
+
+    def __init__(self, hparams, read):
+        self.hparams, self.lock, self.pool = hparams, threading.Lock(), futures.ThreadPoolExecutor(process.n_cores())
+        attend, (first, between, last) = converted()
+        orders = [first + (0,)] + [between + (layer,) for layer in range(hparams.n_layer - 1)]
+        orders += [last + (hparams.n_layer - 2,)]
+        self.attend = Piece(attend)
+        self.wte, self.wpe = rounded(read('model/wte'), 'model/wte'), read('model/wpe')
+
+        def read_matrix(name):
+            return self.wte if name == 'model/wte' else rounded(read(name)[0].T, name)
+
+        self.pieces = list(self.pool.map(lambda order: Piece(filled(*order, read, read_matrix)), orders))
+
+    def past(self, batch, n_positions):
+        """An empty Past of batch texts."""
+        return Past(self.hparams, batch, n_positions)
+
+    def states(self, tokens_BT, past):
+        """What logits() takes for each of the new tokens, float32 [2, B, T, D]: hidden states, and mixed values.
+
+        tokens_BT: int32.  past: the Past of the texts, which has the new tokens then, too.
+        """
+        values_VD, scale_V = self.wte
+        n_before, past.n_seen = past.n_seen, past.n_seen + tokens_BT.shape[1]
+        hidden_BTD = values_VD[tokens_BT] * scale_V[tokens_BT][..., None] + self.wpe[n_before:past.n_seen]
+        hidden_RD = hidden_BTD.reshape(-1, self.hparams.n_embd)
+        with self.lock:
+            qkv_RN, = self.pieces[0](hidden_RD)
+            for layer, piece in enumerate(self.pieces[1:]):
+                mixed_RD = self.attention(qkv_RN, past, layer, n_before)
+                if layer < self.hparams.n_layer - 1:
+                    hidden_RD, qkv_RN = piece(hidden_RD, mixed_RD)
+        return np.stack([hidden_RD, mixed_RD]).reshape((2,) + hidden_BTD.shape)
+
+    def logits(self, states_2RD):
+        """Logits float32 [R, V] of the token that follows each."""
+        with self.lock:
+            return self.pieces[-1](*states_2RD)[0]
+
+    def attention(self, qkv_RN, past, layer, n_before):
+        """What each new token attends to: float32 [R, D]. The new tokens join the layer's past.
+
+        qkv_RN: their queries, keys and values, side by side.  n_before: number of tokens before them.
+        """
+        n_new, n_head, size = past.n_seen - n_before, past.n_head, past.head_size
+        qkv = qkv_RN.reshape(-1, n_new, 3, n_head, size).transpose(2, 0, 3, 1, 4).reshape(3, -1, n_new, size)
+        past.pairs[layer, :, :, n_before:past.n_seen] = qkv[1:]
+        k_GSK, v_GSK = past.pairs[layer, :, :, :past.n_seen]
+        q_GTK = qkv[0] / np.float32(math.sqrt(size))
+        if n_new == 1:
+            n_parts = process.n_cores() if k_GSK.size >= MIN_NUMBERS_TO_SHARE else 1
+            run, attend = self.pool.map, attend_one
+        else:
+            mask_TS = np.triu(np.full([n_new, past.n_seen], -1e10, np.float32), n_before + 1)
+            n_parts = -(-len(q_GTK) * mask_TS.size // MAX_SCORES)
+            run, attend = map, lambda *heads: self.attend(*heads, mask_TS)[0]
+        pieces = [np.array_split(x, n_parts) for x in (q_GTK, k_GSK, v_GSK)] if n_parts > 1 else None
+        mixed_GTK = np.concatenate(list(run(attend, *pieces))) if pieces else attend(q_GTK, k_GSK, v_GSK)
+        return mixed_GTK.reshape(-1, n_head, n_new, size).transpose(0, 2, 1, 3).reshape(-1, n_head * size)
+
+
+def attend_one(q_G1K, k_GSK, v_GSK):
+    """model.attend for one query, which sees all positions."""
+    score_G1S = q_G1K @ k_GSK.swapaxes(1, 2)
+    weight_G1S = np.exp(score_G1S - score_G1S.max(axis=-1, keepdims=True))
+    return weight_G1S @ v_GSK / weight_G1S.sum(axis=-1, keepdims=True)

@@ -1,0 +1,1 @@
+"""What any program needs: flags, signals, files, progress, and TensorFlow under one name."""

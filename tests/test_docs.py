@@ -1,0 +1,202 @@
+"""The documentation: its examples run, its links lead somewhere, its versions agree, and it stays within its budgets.
+
+A block of code says in its first line what it is:
+    ```bash, ```python          an example, which is run in a copy of the repository, page by page in order
+    ```bash not run: REASON     an example that cannot run within seconds on any machine
+    ```bash needs PACKAGE       an example that is run where this package is installed
+    ```output                   what the example above prints; [...] stands for anything
+    ```text, ```yaml, ...       no example
+"""
+import collections
+import glob
+import importlib.util
+import itertools
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+import convert
+import download_model
+import evaluate
+import generate_dataset
+import generate_unconditional_samples
+import gpt2
+from gpt2.system import flags
+from helpers.paths import ROOT, SRC, TESTS
+from helpers.processes import environment
+import interactive_conditional_samples
+import train
+
+PAGES = sorted(['README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'gpt-2-samples/README.md', 'models/demo/README.md']
+               + ['docs/' + name for name in os.listdir(os.path.join(ROOT, 'docs')) if name.endswith('.md')])
+NO_EXAMPLES = 'docs/design.md', 'docs/style.md'  # their blocks are parts of the code
+SHOWN = 'output', 'text', 'yaml', 'bibtex'
+COMMANDS = {
+    'download_model.py': download_model.download, 'src/train.py': train.train, 'src/evaluate.py': evaluate.COMMANDS,
+    'src/convert.py': convert.COMMANDS, 'src/generate_dataset.py': generate_dataset.generate_dataset,
+    'src/generate_unconditional_samples.py': generate_unconditional_samples.sample_model,
+    'src/interactive_conditional_samples.py': interactive_conditional_samples.interact_model}
+
+# page: a path.  line: its number.  language: the first word of its first line.  mark: the words behind it.
+# text: what is inside.  output: the text of the block ```output behind it, or None.
+Block = collections.namedtuple('Block', 'page line language mark text output')
+
+
+def read(page):
+    with open(os.path.join(ROOT, page), encoding='utf-8') as file:
+        return file.read()
+
+
+def blocks_of(page):
+    """The Blocks of a page."""
+    found = []
+    text = read(page)
+    for match in re.finditer(r'^```(\w*) *(.*)\n((?:.*\n)*?)```$', text, re.MULTILINE):
+        language, mark, inside = match.groups()
+        if language == 'output':
+            assert found, '%s begins with ```output' % page
+            found[-1] = found[-1]._replace(output=inside)
+        else:
+            found.append(Block(page, text.count('\n', 0, match.start()) + 1, language, mark, inside, None))
+    return found
+
+
+BLOCKS = [block for page in PAGES if page not in NO_EXAMPLES for block in blocks_of(page)]
+RUN = [block for block in BLOCKS if block.language in ('bash', 'python') and (
+    not block.mark or block.mark.startswith('needs ') and importlib.util.find_spec(block.mark.split()[1]))]
+
+
+def place(block):
+    return '%s:%d' % (block.page, block.line)
+
+
+# Examples
+
+@pytest.mark.parametrize('block', BLOCKS, ids=place)
+def test_block_is_run_or_says_why_not(block):
+    if block.language in ('bash', 'python'):
+        assert not block.mark or re.match(r'not run: .{10}|needs \w+$', block.mark), (
+            'write ```%s not run: REASON' % block.language)
+    else:
+        assert block.language in SHOWN and not block.mark, 'write ```bash, ```python or one of %s' % (SHOWN,)
+
+
+@pytest.mark.slow
+def test_examples_run_and_print_what_the_page_shows(tmp_path):
+    """Each page in a copy of the repository: folders are linked, new files stay in the copy."""
+    folders = {page: tmp_path.joinpath(page.replace('/', '-')) for page in {block.page for block in RUN}}
+    for folder in folders.values():
+        folder.joinpath('models').mkdir(parents=True)
+        for path in ('src', 'tests', 'gpt-2-samples', 'models/demo'):
+            folder.joinpath(path).symlink_to(os.path.join(ROOT, path))
+    examples = tmp_path.joinpath('examples.json')
+    examples.write_text(json.dumps([[str(folders[block.page]), block.language, block.text] for block in RUN]))
+    env = environment(PYTHONPATH=SRC, PATH=os.path.dirname(sys.executable) + os.pathsep + os.environ['PATH'])
+    process = subprocess.Popen([sys.executable, os.path.join(TESTS, 'helpers', 'examples.py'), str(examples)],
+                               env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    stdout, stderr = process.communicate(timeout=3600)  # which only ends a hang
+    assert process.returncode == 0, stderr.decode('utf-8')
+    for block, printed in zip(RUN, json.loads(stdout.decode('utf-8').splitlines()[-1])):
+        pattern = '.*' if block.output is None else '.*'.join(map(re.escape, block.output.split('[...]')))
+        assert re.match(pattern + r'\Z', printed, re.DOTALL), '%s: now it prints\n%s' % (place(block), printed)
+
+
+def commands_in(text):
+    """(script, arguments) of each command in the text, whether it is run or not, that starts one of COMMANDS."""
+    for line in re.sub(r'\\\n', ' ', text).splitlines():
+        words = shlex.split(line, comments=True)
+        for start, word in enumerate(words):
+            if word in COMMANDS and start and words[start - 1].startswith('python'):
+                yield word, list(itertools.takewhile(lambda word: word[:1] not in tuple('|<>'), words[start + 1:]))
+
+
+@pytest.mark.parametrize('block', [block for block in BLOCKS if block.language == 'bash'], ids=place)
+def test_flags_and_targets_in_a_block_exist(block):
+    """Also those of commands that are not run."""
+    for script, arguments in commands_in(block.text):
+        if '--help' not in arguments:
+            flags.parse(*flags.choose(COMMANDS[script], arguments))
+    for target in re.findall(r'(?:^|[ (])make (?:--silent )?(\w+)', block.text):
+        assert re.search('^%s:' % target, read('Makefile'), re.MULTILINE), target
+
+
+# Links
+
+def anchors(page):
+    """The anchors that GitHub gives to the headings of a page."""
+    text = re.sub(r'^```.*?^```$', '', read(page), flags=re.MULTILINE | re.DOTALL)
+    return [re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-')
+            for heading in re.findall('^#+ (.*)$', text, re.MULTILINE)]
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_links_lead_to_files_and_headings(page):
+    text = re.sub(r'^```.*?^```$', '', read(page), flags=re.MULTILINE | re.DOTALL)
+    for link in re.findall(r'\]\(([^)\s]+)\)', text):
+        if not re.match('https?:', link):
+            path, _, anchor = link.partition('#')
+            target = os.path.normpath(os.path.join(os.path.dirname(page), path)) if path else page
+            assert os.path.exists(os.path.join(ROOT, target)), link
+            assert not anchor or anchor in anchors(target), link
+
+
+def test_pages_that_messages_and_help_name_exist():
+    for path in glob.glob(os.path.join(ROOT, 'src', '**', '*.py'), recursive=True):
+        for page in re.findall(r'docs/\w+\.md', read(path)):
+            assert page in PAGES, path
+
+
+def test_every_page_and_picture_is_linked():
+    everything = ''.join(map(read, PAGES))
+    for folder in ('docs', 'docs/pictures'):
+        for name in os.listdir(os.path.join(ROOT, folder)):
+            if name.endswith(('.md', '.png')):
+                assert re.search(r'\]\([\w/.]*\b%s[)#]' % re.escape(name), everything), name
+
+
+# Budgets and versions
+
+def test_budgets():
+    """README.md is read in minutes, a picture loads at once."""
+    assert len(read('README.md').splitlines()) <= 200
+    assert len(read('README.md').split()) <= 1700
+    pictures = os.path.join(ROOT, 'docs', 'pictures')
+    for name in os.listdir(pictures):
+        assert os.path.getsize(os.path.join(pictures, name)) < 200000, name
+
+
+def test_every_picture_has_a_text_for_those_who_do_not_see_it():
+    for page in PAGES:
+        for alternative, _ in re.findall(r'!\[(.*?)\]\((.*?)\)', read(page)):
+            assert len(alternative) > 20, page
+
+
+def test_version_is_the_same_everywhere():
+    assert '\nversion: %s\n' % gpt2.__version__ in read('CITATION.cff')
+    assert re.search('^## (.*)', read('CHANGELOG.md'), re.MULTILINE).group(1) == gpt2.__version__
+
+
+def test_make_alone_lists_every_target():
+    """And `make version` prints the version."""
+    if not shutil.which('make'):
+        pytest.skip('needs make')
+    shown = subprocess.check_output(['make', '--silent', '-C', ROOT], universal_newlines=True)
+    targets = re.search(r'\.PHONY: help (.*)', read('Makefile')).group(1).split()
+    assert sorted(re.findall(r'^make (\w+)', shown, re.MULTILINE)) == sorted(targets)
+    version = subprocess.check_output(['make', '--silent', '-C', ROOT, 'version'], universal_newlines=True)
+    assert version.startswith('gpt-2 %s, Python 3' % gpt2.__version__)
+
+
+
+
+def test_git_leaves_files_with_checksums_alone():
+    """Their bytes must be the same on Windows, where git may change the ends of lines."""
+    lines = [line.split() for line in read('.gitattributes').splitlines() if line and not line.startswith('#')]
+    assert {words[0] for words in lines if words[1:] == ['-text']} >= {
+        'models/demo/*', '*.bpe', 'gpt-2-samples/*.txt', 'tests/held_out.txt'}

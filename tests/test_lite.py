@@ -1,0 +1,316 @@
+"""lite.py: products and networks of 8-bit weights against NumPy with the same rounded weights, and errors."""
+import os
+import shutil
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+import encoder
+import evaluate
+from gpt2 import checkpoint, corpus
+from gpt2.evaluation.scorer import scorer
+from gpt2.fast import lite, matmul
+from gpt2.sampler import load
+from gpt2.system.tf1 import tf
+import sample
+from helpers import reference, tiny
+from helpers.paths import HELD_OUT, MODELS, ROOT
+from helpers.processes import finished
+
+with_lite = pytest.mark.skipif(tf.__version__.startswith('1.'), reason='TensorFlow 1.12 has no LiteRT')
+HPARAMS = dict(n_vocab=tiny.N_BYTE_VOCAB, n_embd=16, n_head=2, n_layer=2, n_ctx=32)
+
+
+def random(seed=0):
+    return np.random.RandomState(seed)
+
+
+# Rounding
+
+def test_rounded_takes_the_nearest_of_255_steps(monkeypatch):
+    """Some rows at a time."""
+    monkeypatch.setattr(lite, 'ROWS_AT_A_TIME', 7)
+    weight_MN = random().randn(20, 50).astype(np.float32)
+    values_MN, scale_M = lite.rounded(weight_MN, 'w')
+    assert values_MN.dtype == np.int8 and (np.abs(values_MN.astype(int)).max(axis=1) == 127).all()
+    assert (np.abs(values_MN * scale_M[:, None] - weight_MN) <= scale_M[:, None] / 2 * 1.0001).all()
+
+
+def test_rounded_keeps_rows_of_zeros_and_of_one_huge_number():
+    weight_MN = np.zeros([3, 4], np.float32)
+    weight_MN[1, 2] = 3e38
+    weight_MN[2] = 1e-40  # denormal in float32
+    values_MN, scale_M = lite.rounded(weight_MN, 'w')
+    np.testing.assert_allclose((values_MN * scale_M[:, None])[:2], weight_MN[:2], rtol=1e-6)
+    assert np.isfinite(values_MN * scale_M[:, None]).all() and (scale_M > 0).all()
+
+
+@pytest.mark.parametrize('number', [np.nan, np.inf, -np.inf])
+def test_rounded_rejects_weights_that_are_not_finite_by_name(number):
+    weight_MN = np.ones([3, 3], np.float32)
+    weight_MN[1, 2] = number
+    with pytest.raises(ValueError, match='model/h0/mlp/c_fc/w .*not finite'):
+        lite.rounded(weight_MN, 'model/h0/mlp/c_fc/w')
+
+
+# A network
+
+def matrices(weights):
+    return [name for name in weights if name.endswith('/w') or name == 'model/wte']
+
+
+def rounded_weights(weights):
+    """The weights, with every matrix rounded to 8 bits, in NumPy."""
+    found = dict(weights)
+    for name in matrices(weights):
+        matrix_NM = weights[name].T if name == 'model/wte' else weights[name][0]
+        scale_M = np.abs(matrix_NM).max(axis=0) / 127
+        rounded_NM = np.rint(matrix_NM / scale_M) * scale_M
+        found[name] = rounded_NM.T if name == 'model/wte' else rounded_NM[None]
+    return found
+
+
+def rounded_rows(x):
+    """Rows rounded to 255 steps from the least to the greatest number, with 0 among them."""
+    unit = (x.max(axis=-1, keepdims=True).clip(0) - x.min(axis=-1, keepdims=True).clip(None, 0)) / 255
+    return np.rint(x / unit) * unit
+
+
+def network_of(hparams, weights):
+    return lite.Network(hparams, weights.__getitem__)
+
+
+def logits_of(network, ids, widths=None):
+    """Logits [B, T, V], the tokens read in pieces of these widths."""
+    past = lite.Past(network.hparams, len(ids), ids.shape[1])
+    ends = np.cumsum(widths or [ids.shape[1]])
+    states = [network.states(ids[:, begin:end], past) for begin, end in zip([0] + list(ends), ends)]
+    logits_RV = network.logits(np.concatenate(states, axis=2).reshape(2, -1, network.hparams.n_embd))
+    return logits_RV.reshape(ids.shape + (-1,))
+
+
+@with_lite
+@pytest.mark.parametrize('n_row', [1, 2, 33])
+def test_piece_multiplies_as_integers_do(n_row):
+    """The first piece, a layer norm and a product, beside NumPy that rounds the same; rows of different magnitude."""
+    hparams = tiny.hparams(n_embd=48, n_head=3)
+    weights = tiny.random_weights(hparams)
+    x_RD = (random().randn(n_row, 48) * 10.0 ** np.arange(-1, n_row - 1)[:, None].clip(-1, 3)).astype(np.float32)
+    found_RN, = network_of(hparams, weights).pieces[0](x_RD)
+    normal_RD = reference.layer_norm(weights, 'model/h0/ln_1/', x_RD.astype(float))
+    rounded = rounded_weights(weights)
+    expected_RN = reference.linear(rounded, 'model/h0/attn/c_attn/', rounded_rows(normal_RD))
+    exact_RN = reference.linear(rounded, 'model/h0/attn/c_attn/', normal_RD)
+    assert np.abs(found_RN - exact_RN).max() > 1e-3, 'the rows are rounded'
+    # Where a number is between two steps, a float32 may be rounded the other way: one step of one number.
+    one_step_R1 = np.ptp(normal_RD, axis=1, keepdims=True) / 255 * np.abs(rounded['model/h0/attn/c_attn/w']).max()
+    difference_RN = np.abs(found_RN - expected_RN)
+    assert (difference_RN < 1.01 * one_step_R1).all() and np.median(difference_RN) < 1e-5
+
+
+@with_lite
+@pytest.mark.parametrize('changes', [
+    dict(), dict(n_layer=1), dict(n_layer=3, n_head=1, n_embd=20), dict(n_head=8, n_embd=72),
+    dict(n_vocab=5, n_ctx=16)], ids=['two', 'one layer', 'one head', 'eight heads', 'small'])
+def test_network_is_numpy_with_the_same_rounded_weights_up_to_the_rounding_of_rows(changes):
+    """Read at once or in pieces, up to the last position of the context."""
+    hparams = tiny.hparams(**dict(HPARAMS, **changes))
+    weights = tiny.random_weights(hparams, stddev=0.1)
+    ids = random().randint(0, hparams.n_vocab, [3, hparams.n_ctx])
+    network = network_of(hparams, weights)
+    expected = reference.forward(rounded_weights(weights), ids, hparams.n_head)[0]
+    span = np.ptp(expected)
+    for widths in (None, [1] * hparams.n_ctx, [5, 1, hparams.n_ctx - 6]):
+        difference = np.abs(logits_of(network, ids, widths) - expected)
+        # A step is a 255th of a row's range, so a number is off by a 900th of it on average; these add up at random.
+        assert 0 < difference.mean() < 0.004 * span and difference.max() < 0.03 * span, widths
+
+
+@with_lite
+def test_network_samples_a_row_of_a_batch_as_it_does_alone():
+    """With prompts of different lengths, an end token, and rows that end early and leave."""
+    hparams = tiny.hparams(**HPARAMS)
+    network = network_of(hparams, tiny.random_weights(hparams))
+    context, lengths = random().randint(0, 256, [6, 6]), [6, 2, 5, 3, 1, 4]
+    draws = random(3).rand(6, 20)
+    with tf.Graph().as_default(), tf.Session() as sess:
+        run = sample.loop_in_8_bits(sess, network, 20, top_k=20, end_token=7)
+        together = run(context, lengths, draws)
+        ends = []
+        for row in range(6):
+            alone = run(context[row:row + 1, :lengths[row]], lengths[row:row + 1], draws[row:row + 1])[0]
+            n = min(len(alone), together.shape[1])
+            np.testing.assert_array_equal(together[row, :n], alone[:n])
+            ends.append(len(alone))
+    assert len(set(ends)) > 3
+
+
+class Exact(object):
+    """In the place of a lite.Network: the network of the paper in float64, which reads all tokens anew."""
+
+    def __init__(self, hparams, weights):
+        self.hparams, self.weights = hparams, weights
+
+    def past(self, batch, n_positions):
+        return lite.Past(self.hparams, batch, n_positions)
+
+    def states(self, tokens_BT, past):
+        past.text = np.concatenate([getattr(past, 'text', tokens_BT[:, :0]), tokens_BT], axis=1)
+        past.keep = lambda rows: setattr(past, 'text', past.text[rows])
+        logits_BTV = reference.forward(self.weights, past.text, self.hparams.n_head)[0]
+        return np.stack([logits_BTV, logits_BTV])
+
+    def logits(self, states_2RV):
+        return states_2RV[0].astype(np.float32)
+
+
+@pytest.mark.parametrize('options', [
+    dict(), dict(top_k=5), dict(top_p=0.7, temperature=0.8), dict(temperature=0), dict(top_k=9, end_token=3),
+    dict(end_token=3)], ids=str)
+def test_loop_in_8_bits_samples_what_sample_sequence_does(sess, options):
+    """From the same logits, for prompts of the same and of different lengths, with every filter; a watcher sees it."""
+    hparams = tiny.hparams()
+    weights = tiny.random_weights(hparams)
+    context, draws = random(1).randint(0, 11, [5, 4]), random(2).rand(5, 9)
+    for lengths in ([4] * 5, [4, 1, 3, 2, 2]):
+        seen = []
+        run = sample.loop_in_8_bits(sess, Exact(hparams, weights), 9, seen.append, **options)
+        found = run(context.tolist(), lengths, draws)
+        expected = sample.sample_sequence(hparams=hparams, length=9, context=context, context_lengths=lengths,
+                                          draws=draws, **options)
+        tiny.assign(sess, weights)
+        np.testing.assert_array_equal(found, sess.run(expected))
+        np.testing.assert_array_equal(np.transpose(seen), found[:, min(lengths):])
+
+
+@with_lite
+@pytest.mark.slow
+def test_network_of_the_demo_model_samples_nearly_what_float32_does():
+    """Where two tokens are about equally likely, rounding may decide, and the texts differ from there on."""
+    prompts = ['Once upon a time there', 'The old king was', 'In the middle of the wood', 'Little Bear said to']
+    texts = []
+    for precision in ('float32', 'int8'):
+        with load('demo', MODELS, precision=precision) as gpt2:
+            texts.append([gpt2.encoder.encode(text) for text in gpt2.sample(prompts, length=20, temperature=0)])
+    same = [np.mean([a == b for a, b in zip(*pair)]) for pair in zip(*texts)]
+    assert 0.5 < np.mean(same)
+
+
+@with_lite
+@pytest.mark.slow
+def test_network_of_the_demo_model_is_hardly_worse(shared):
+    hparams, text_encoder = checkpoint.load_hparams('demo', MODELS), encoder.get_encoder('demo', MODELS)
+    with open(os.path.join(shared, 'corpus', 'valid.txt'), encoding='utf-8') as file:
+        tokens = text_encoder.encode(file.read(60000))
+    nats = []
+    for network in (None, checkpoint.load_in_8_bits(hparams, 'demo', MODELS)):
+        with tf.Graph().as_default(), tf.Session() as sess:
+            score = scorer(sess, hparams, network)
+            if network is None:
+                checkpoint.restore(sess, 'demo', MODELS)
+            nats.append(np.mean([score(ids[None], first).mean() for ids, first in corpus.windows(
+                np.array(tokens), n_ctx=hparams.n_ctx, stride=hparams.n_ctx)]))
+    assert 0 < abs(nats[1] - nats[0]) < 0.003  # of the perplexity, 3 in a thousand
+
+
+@with_lite
+@pytest.mark.slow
+def test_evaluate_measures_texts_and_benchmarks_with_8_bit_weights(tmp_path, capsys):
+    """Figures that differ from float32's, by less than a thousandth of the nats."""
+    (tmp_path / 'lambada.jsonl').write_text('{"text": "Peter Rabbit ran as fast as he could to the wood"}\n' * 3)
+    nats, perplexities = [], []
+    for precision in ('float32', 'int8'):
+        evaluate.text(HELD_OUT, model_name='demo', precision=precision)
+        nats += [float(line.split()[1]) for line in capsys.readouterr().out.splitlines() if line.startswith('nats')]
+        evaluate.COMMANDS['lambada'](str(tmp_path / 'lambada.jsonl'), model_name='demo', precision=precision)
+        perplexities += [line.split('|')[4] for line in capsys.readouterr().out.splitlines()
+                         if 'as it is; last word; perplexity' in line]
+    assert nats[0] != nats[1] and abs(nats[1] / nats[0] - 1) < 0.001
+    assert perplexities[0] != perplexities[1] and abs(float(perplexities[1]) / float(perplexities[0]) - 1) < 0.05
+
+
+@with_lite
+def test_networks_compute_side_by_side_in_threads():
+    """Two of different sizes, each used by two threads, for texts of different lengths."""
+    networks, threads, found = [], [], {}
+    for n_embd in (16, 40):
+        hparams = tiny.hparams(**dict(HPARAMS, n_embd=n_embd))
+        networks.append(network_of(hparams, tiny.random_weights(hparams, seed=n_embd)))
+    ids = [random(n).randint(0, 257, [n, 7 + n]) for n in (1, 4)]
+    expected = {(i, j): logits_of(networks[i], ids[j]) for i in range(2) for j in range(2)}
+
+    def work(i, j):
+        found[i, j] = [logits_of(networks[i], ids[j], [6 + ids[j].shape[0]] + [1]) for _ in range(20)]
+
+    for key in expected:
+        threads.append(threading.Thread(target=work, args=key))
+        threads[-1].start()
+    for thread in threads:
+        thread.join()
+    for key in expected:
+        span = np.ptp(expected[key])
+        assert max(np.abs(logits - expected[key]).max() for logits in found[key]) < 1e-3 * span
+
+
+# Errors
+
+def test_check_is_an_error_on_a_gpu_and_on_tensorflow_1(monkeypatch):
+    """A GPU that is left unused silently would look slow."""
+    if tf.__version__.startswith('1.'):
+        with pytest.raises(ValueError, match='TensorFlow 1.12.0 cannot .* 8-bit weights.*--precision float32.*2.x'):
+            lite.check()
+    monkeypatch.setattr(matmul, 'on_gpu', lambda: True)
+    with pytest.raises(ValueError, match='for a CPU; use --precision float32'):
+        lite.check()
+
+
+@with_lite
+def test_load_in_8_bits_names_weights_that_do_not_fit_as_restore_does(tmp_path):
+    """A matrix of another shape, one that is missing, one too many, one that is not finite, and files cut short."""
+    hparams = tiny.hparams(**HPARAMS)
+    for name, problem in (
+            ('model/h1/mlp/c_fc/w', 'is missing'), ('model/h0/attn/c_attn/w', 'has shape'),
+            ('model/h2/mlp/c_fc/w', 'is left over'), ('model/h0/mlp/c_proj/w', 'has values that are not')):
+        weights = tiny.random_weights(hparams)
+        array = weights.pop(name, np.zeros([1, 16, 64], np.float32))
+        if 'missing' not in problem:
+            weights[name] = array[:, :, 1:] if 'shape' in problem else np.inf * array if 'not' in problem else array
+        folder = str(tmp_path / problem.split()[-1])
+        tiny.write_model(os.path.join(folder, 'wrong'), hparams, weights)
+        with pytest.raises(ValueError, match='%s %s' % (name, problem)):
+            checkpoint.load_in_8_bits(hparams, 'wrong', folder)
+    with open(os.path.join(folder, 'wrong', 'model.ckpt.data-00000-of-00001'), 'rb+') as file:
+        file.truncate(100)
+    with pytest.raises(ValueError, match='truncated or corrupt'):
+        checkpoint.load_in_8_bits(hparams, 'wrong', folder)
+
+
+@with_lite
+def test_load_in_8_bits_works_in_a_folder_that_cannot_be_written(tiny_models, tmp_path):
+    """Nothing is stored beside the weights."""
+    shutil.copytree(os.path.join(tiny_models, 'tiny'), str(tmp_path / 'tiny'))
+    before = sorted(os.listdir(str(tmp_path / 'tiny')))
+    checkpoint.load_in_8_bits(checkpoint.load_hparams('tiny', str(tmp_path)), 'tiny', str(tmp_path))
+    assert sorted(os.listdir(str(tmp_path / 'tiny'))) == before
+
+
+@with_lite
+def test_weight_shapes_are_those_of_a_checkpoint():
+    for n_layer in (1, 2, 12):
+        hparams = tiny.hparams(**dict(HPARAMS, n_layer=n_layer))
+        assert lite.weight_shapes(hparams) == dict(tiny.variable_shapes(hparams))
+
+
+@with_lite
+@pytest.mark.slow
+@pytest.mark.parametrize('script', ['generate_unconditional_samples.py', 'interactive_conditional_samples.py'])
+def test_precision_flag_of_both_scripts(script):
+    """LiteRT says nothing on stderr."""
+    command = [sys.executable, os.path.join(ROOT, 'src', script), '--model_name', 'demo', '--nsamples', '1',
+               '--length', '8', '--seed', '1', '--precision']
+    outputs = [finished(command + [precision], b'Once upon a time\n') for precision in ('float32', 'int8', 'half')]
+    assert [status for status, _, _ in outputs] == [0, 0, 1]
+    assert b'half' in outputs[2][2] and b'float32, int8' in outputs[2][2] and outputs[2][2].count(b'\n') == 1
+    assert b'SAMPLE 1' in outputs[1][1] and b'SAMPLE' not in outputs[2][1] and outputs[1][2] == outputs[0][2]
