@@ -30,9 +30,10 @@ except ImportError:  # TensorFlow 2's own does the same, and warns that it will 
     Interpreter = tf.lite.Interpreter if lite_schema else None
     warnings.filterwarnings('ignore', message=r'\s*Warning: tf.lite.Interpreter is deprecated')
 
+TOKENS_AT_A_TIME = 256  # of a prompt, so that attention does not compute all scores that the mask removes
 ROWS_AT_A_TIME = 2 ** 10  # that are rounded: 3 MB of the vocabulary instead of 154
 MAX_SCORES = 2 ** 24  # attention scores that are in memory at a time: 64 MB
-MIN_NUMBERS_TO_SHARE = 2 ** 19  # of keys: for fewer, one core is done before others have started
+MIN_NUMBERS_TO_SHARE = 2 ** 18  # of keys: for fewer, one core is done before others have started
 
 
 def check():
@@ -264,6 +265,11 @@ class Network(object):
 
         tokens_BT: int32.  past: the Past of the texts, which has the new tokens then, too.
         """
+        return np.concatenate([self.next_states(tokens_BT[:, first:first + TOKENS_AT_A_TIME], past)
+                               for first in range(0, tokens_BT.shape[1], TOKENS_AT_A_TIME)], axis=2)
+
+    def next_states(self, tokens_BT, past):
+        """states() of a few tokens."""
         values_VD, scale_V = self.wte
         n_before, past.n_seen = past.n_seen, past.n_seen + tokens_BT.shape[1]
         hidden_BTD = values_VD[tokens_BT] * scale_V[tokens_BT][..., None] + self.wpe[n_before:past.n_seen]
@@ -281,6 +287,11 @@ class Network(object):
         with self.lock:
             return self.pieces[-1](*states_2RD)[0]
 
+    def share(self, function, parts):
+        """[function(*part) for part in parts], each in a thread, the first in this one."""
+        others = [self.pool.submit(function, *part) for part in parts[1:]]
+        return [function(*parts[0])] + [other.result() for other in others]
+
     def attention(self, qkv_RN, past, layer, n_before):
         """What each new token attends to: float32 [R, D]. The new tokens join the layer's past.
 
@@ -293,14 +304,18 @@ class Network(object):
         q_GTK = qkv[0] / np.float32(math.sqrt(size))
         if n_new == 1:
             n_parts = process.n_cores() if k_GSK.size >= MIN_NUMBERS_TO_SHARE else 1
-            run, attend = self.pool.map, attend_one
+            mixed = self.share(attend_one, parts_of((q_GTK, k_GSK, v_GSK), n_parts))
         else:
             mask_TS = np.triu(np.full([n_new, past.n_seen], -1e10, np.float32), n_before + 1)
             n_parts = -(-len(q_GTK) * mask_TS.size // MAX_SCORES)
-            run, attend = map, lambda *heads: self.attend(*heads, mask_TS)[0]
-        pieces = [np.array_split(x, n_parts) for x in (q_GTK, k_GSK, v_GSK)] if n_parts > 1 else None
-        mixed_GTK = np.concatenate(list(run(attend, *pieces))) if pieces else attend(q_GTK, k_GSK, v_GSK)
+            mixed = [self.attend(*part, mask_TS)[0] for part in parts_of((q_GTK, k_GSK, v_GSK), n_parts)]
+        mixed_GTK = np.concatenate(mixed) if len(mixed) > 1 else mixed[0]
         return mixed_GTK.reshape(-1, n_head, n_new, size).transpose(0, 2, 1, 3).reshape(-1, n_head * size)
+
+
+def parts_of(heads, n):
+    """Arrays [G, ...] in n parts along their heads: a list of n tuples."""
+    return list(zip(*[np.array_split(x, n) for x in heads])) if n > 1 else [heads]
 
 
 def attend_one(q_G1K, k_GSK, v_GSK):
