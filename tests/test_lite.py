@@ -114,18 +114,22 @@ def test_piece_multiplies_as_integers_do(n_row):
 @pytest.mark.parametrize('changes', [
     dict(), dict(n_layer=1), dict(n_layer=3, n_head=1, n_embd=20), dict(n_head=8, n_embd=72),
     dict(n_vocab=5, n_ctx=16)], ids=['two', 'one layer', 'one head', 'eight heads', 'small'])
-def test_network_is_numpy_with_the_same_rounded_weights_up_to_the_rounding_of_rows(changes):
-    """Read at once or in pieces, up to the last position of the context."""
+def test_network_is_numpy_with_the_same_rounded_weights_up_to_the_rounding_of_rows(monkeypatch, changes):
+    """Read at once or in pieces, up to the last position of the context; whichever limit divides the work."""
     hparams = tiny.hparams(**dict(HPARAMS, **changes))
     weights = tiny.random_weights(hparams, stddev=0.1)
     ids = random().randint(0, hparams.n_vocab, [3, hparams.n_ctx])
     network = network_of(hparams, weights)
     expected = reference.forward(rounded_weights(weights), ids, hparams.n_head)[0]
     span = np.ptp(expected)
-    for widths in (None, [1] * hparams.n_ctx, [5, 1, hparams.n_ctx - 6]):
+    in_turn = [1] * hparams.n_ctx
+    for widths, limit, value in ((None, 'TOKENS_AT_A_TIME', 256), (in_turn, 'MIN_NUMBERS_TO_SHARE', 2 ** 18),
+                                 ([5, 1, hparams.n_ctx - 6], 'TOKENS_AT_A_TIME', 256), (None, 'TOKENS_AT_A_TIME', 7),
+                                 (None, 'MAX_SCORES', 100), (in_turn, 'MIN_NUMBERS_TO_SHARE', 40)):
+        monkeypatch.setattr(lite, limit, value)
         difference = np.abs(logits_of(network, ids, widths) - expected)
         # A step is a 255th of a row's range, so a number is off by a 900th of it on average; these add up at random.
-        assert 0 < difference.mean() < 0.004 * span and difference.max() < 0.03 * span, widths
+        assert 0 < difference.mean() < 0.004 * span and difference.max() < 0.03 * span, limit
 
 
 @with_lite
