@@ -12,6 +12,9 @@ from helpers.paths import BENCHMARKS, MODELS, ROOT, SRC, TESTS
 for folder in (ROOT, BENCHMARKS, TESTS, SRC):  # src ends up first, as for a script in it
     sys.path.insert(0, folder)
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+# Once a test has connected to Ray, gRPC would poll in each new process until that runs its program, and print an error
+# into its stderr if its files are closed by then.
+os.environ['GRPC_ENABLE_FORK_SUPPORT'] = '0'
 # The tests' tolerances are for a CPU, so GPUs are hidden. test_gpu.py needs to know which were visible, and the
 # processes of pytest-xdist inherit this environment.
 if 'GPUS_BEFORE_TESTS' not in os.environ:

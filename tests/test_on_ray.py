@@ -1,4 +1,5 @@
 """gpt2/generation/on_ray.py: a dataset made on Ray has the same files, whatever fails on the way."""
+import glob
 import importlib.util
 import json
 import os
@@ -215,6 +216,23 @@ def test_on_ray_reports_a_cluster_that_does_not_answer(make, tmp_path):
     with pytest.raises(ValueError, match='no Ray cluster at 127.0.0.1:1: '):
         make(ray='127.0.0.1:1')
     assert not (tmp_path / 'rows').exists()
+
+
+@pytest.mark.slow
+def test_ray_leaves_no_poller_in_processes_of_other_tests(make, cluster):
+    """Which would print errors of gRPC into the stderr that a test compares."""
+    on_ray.connect(cluster.address)
+    sys.modules['ray'].shutdown()
+    threads, other_end = os.pipe()
+    child = os.fork()
+    if not child:
+        for path in glob.glob('/proc/self/task/*/comm'):
+            with open(path) as file:
+                os.write(other_end, file.read().encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    names = os.read(threads, 2 ** 16).decode()
+    assert names and 'grpc' not in names
 
 
 def test_connect_starts_ray_again_on_a_busy_machine(monkeypatch):
