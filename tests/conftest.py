@@ -93,14 +93,24 @@ def vocabulary():
     return os.path.join(os.path.dirname(spec.origin), 'data')
 
 
+def write_tiny(folder, n_layer):
+    """Write a model, `tiny`, into a new models_dir. Returns its path."""
+    from helpers import tiny  # here, because it imports TensorFlow
+    hparams = tiny.hparams(n_vocab=tiny.N_BYTE_VOCAB, n_layer=n_layer)
+    tiny.write_model(str(folder / 'tiny'), hparams, tiny.random_weights(hparams))
+    return str(folder)
+
+
 @pytest.fixture(scope='session')
 def tiny_models(tmp_path_factory):
-    """Path of a models_dir with one model, `tiny`. A test that changes it makes a copy first."""
-    from helpers import tiny  # here, because it imports TensorFlow
-    folder = str(tmp_path_factory.mktemp('models'))
-    hparams = tiny.hparams(n_vocab=tiny.N_BYTE_VOCAB)
-    tiny.write_model(os.path.join(folder, 'tiny'), hparams, tiny.random_weights(hparams))
-    return folder
+    """Path of a models_dir with one model, `tiny`, of two layers. A test that changes it makes a copy first."""
+    return write_tiny(tmp_path_factory.mktemp('models'), n_layer=2)
+
+
+@pytest.fixture(scope='session')
+def flat_models(tmp_path_factory):
+    """The same with one layer, whose graphs are built in half the time."""
+    return write_tiny(tmp_path_factory.mktemp('models'), n_layer=1)
 
 
 @pytest.fixture(scope='session')

@@ -523,7 +523,8 @@ def test_learn_does_not_save_weights_that_are_worse_than_a_guess(run, monkeypatc
     with pytest.raises(ValueError, match=said):
         run.learn(random_tokens(run.hparams, [1000]), None)
     assert_same(weights_and_state(run.folder), expected)
-    assert len(re.findall(r'step \d+: a loss of [\d.]+ is far above the 5\.55 of a guess', capsys.readouterr().err)) == 1
+    stderr = capsys.readouterr().err
+    assert len(re.findall(r'step \d+: a loss of [\d.]+ is far above the 5\.55 of a guess', stderr)) == 1
 
 
 @pytest.mark.slow
