@@ -12,6 +12,9 @@ from helpers.paths import BENCHMARKS, MODELS, ROOT, SRC, TESTS
 for folder in (ROOT, BENCHMARKS, TESTS, SRC):  # src ends up first, as for a script in it
     sys.path.insert(0, folder)
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+# Once a test has connected to Ray, gRPC would poll in each new process until that runs its program, and print an error
+# into its stderr if its files are closed by then.
+os.environ['GRPC_ENABLE_FORK_SUPPORT'] = '0'
 # The tests' tolerances are for a CPU, so GPUs are hidden. test_gpu.py needs to know which were visible, and the
 # processes of pytest-xdist inherit this environment.
 if 'GPUS_BEFORE_TESTS' not in os.environ:
@@ -90,14 +93,24 @@ def vocabulary():
     return os.path.join(os.path.dirname(spec.origin), 'data')
 
 
+def write_tiny(folder, n_layer):
+    """Write a model, `tiny`, into a new models_dir. Returns its path."""
+    from helpers import tiny  # here, because it imports TensorFlow
+    hparams = tiny.hparams(n_vocab=tiny.N_BYTE_VOCAB, n_layer=n_layer)
+    tiny.write_model(str(folder / 'tiny'), hparams, tiny.random_weights(hparams))
+    return str(folder)
+
+
 @pytest.fixture(scope='session')
 def tiny_models(tmp_path_factory):
-    """Path of a models_dir with one model, `tiny`. A test that changes it makes a copy first."""
-    from helpers import tiny  # here, because it imports TensorFlow
-    folder = str(tmp_path_factory.mktemp('models'))
-    hparams = tiny.hparams(n_vocab=tiny.N_BYTE_VOCAB)
-    tiny.write_model(os.path.join(folder, 'tiny'), hparams, tiny.random_weights(hparams))
-    return folder
+    """Path of a models_dir with one model, `tiny`, of two layers. A test that changes it makes a copy first."""
+    return write_tiny(tmp_path_factory.mktemp('models'), n_layer=2)
+
+
+@pytest.fixture(scope='session')
+def flat_models(tmp_path_factory):
+    """The same with one layer, whose graphs are built in half the time."""
+    return write_tiny(tmp_path_factory.mktemp('models'), n_layer=1)
 
 
 @pytest.fixture(scope='session')

@@ -65,7 +65,7 @@ def served(tiny_models, tmp_path_factory):
 
 @pytest.mark.slow
 def test_savedmodel_in_a_program_that_knows_nothing_of_this_repository(tiny_models, served, tmp_path):
-    """Samples equal ours for the same draws, scores those of evaluate.py; a seed decides each row's samples alone."""
+    """Samples equal ours for the same draws, scores those of evaluate.py; a seed decides each row's own samples."""
     prompts, length = [[10, 20, 30], [40, 50, 60, 70, 80]], 9
     tokens = [prompt + [-5] * (5 - len(prompt)) for prompt in prompts]  # what is behind a text is ignored
     lengths = list(map(len, prompts))
@@ -77,7 +77,8 @@ def test_savedmodel_in_a_program_that_knows_nothing_of_this_repository(tiny_mode
             ('score', dict(tokens=tokens, lengths=lengths)),
             ('sample', with_seed), ('sample', with_seed), ('sample', dict(with_seed, seed=4)),
             ('sample', dict(with_seed, tokens=[prompts[0]], lengths=[3])),
-            ('score', dict(tokens=[[1] * 33], lengths=[33]))]
+            ('score', dict(tokens=[[1] * 33], lengths=[33])),
+            ('sample', dict(with_seed, tokens=[prompts[1]] * 2, lengths=[5] * 2, length=28))]
     bad = [('top_k', -1, 'top_k must be'), ('top_p', 0, 'top_p must be over 0'),
            ('top_p', 1.5, 'top_p must be at most'), ('temperature', -1, 'temperature must be'),
            ('length', 0, 'length must be 1'),
@@ -105,6 +106,8 @@ def test_savedmodel_in_a_program_that_knows_nothing_of_this_repository(tiny_mode
     np.testing.assert_allclose(found[2]['nats'], [list(nats[0]) + [0, 0], nats[1]], rtol=1e-5)
     assert found[3] == found[4] != found[5]
     assert found[6]['tokens'][0] == found[3]['tokens'][0][:12]
+    one, other = found[8]['tokens']  # of one prompt, up to the end of the context
+    assert one != other and len(one) == len(other) == 33
     for (name, value, words), message in zip(bad, found[len(good):]):
         assert words in message, (name, value, message)
     assert ' '.join(lines[1:]).count('nats') == 1  # what saved_model_cli has printed

@@ -88,17 +88,17 @@ def test_read_documents_ends_at_a_separator_or_without(write):
         assert list(corpus.read_documents(write('b.txt', text + 'two\n' + ending))) == ['one', last]
 
 
-def test_read_documents_says_how_often_a_separator_was_text(write, capfd):
+def test_read_documents_says_how_often_a_separator_was_text(write, capsys):
     """Once, and with the number: where it is at the end of a line it separates documents, and elsewhere it does not."""
     path = write('a.txt', 'A frog<|endoftext|>sat.<|endoftext|>\n<|endoftext|>A bird<|endoftext|> flew.\n'
                  'A fox<|endoftext|> \n%s<|endoftext|>.\n' % ('x' * corpus.READ_BYTES))
     for _ in range(2):
         documents = list(corpus.read_documents(path))
         assert [text[:8] for text in documents] == ['A frog<|', '<|endoft', 'x' * 8]
-    assert capfd.readouterr().err == ('%s: <|endoftext|> occurs 4 times inside a line, where it is text; it separates '
+    assert capsys.readouterr().err == ('%s: <|endoftext|> occurs 4 times inside a line, where it is text; it separates '
                                       'documents at the end of a line\n' % path)
     list(corpus.read_documents(write('b.txt', 'one<|endoftext|>\ntwo\n<|endoftext|>\n')))
-    assert capfd.readouterr().err == ''
+    assert capsys.readouterr().err == ''
 
 
 def test_read_documents_skips_a_byte_order_mark(write):
@@ -146,7 +146,7 @@ def test_read_documents_has_the_documented_order(write, tmpdir):
         assert list(corpus.read_documents(paths)) == expected
 
 
-def test_read_documents_passes_over_what_systems_add_to_a_folder(write, tmpdir, capfd):
+def test_read_documents_passes_over_what_systems_add_to_a_folder(write, tmpdir, capsys):
     """Hidden files and folders, and what is found through a second link; the rest is read, whatever its case."""
     write('folder/b.TXT', 'b')
     write('folder/._b.txt', '\0')
@@ -158,12 +158,12 @@ def test_read_documents_passes_over_what_systems_add_to_a_folder(write, tmpdir, 
         os.symlink(target, str(tmpdir.join('folder', link)))
     write('folder/table.csv', 'x')
     assert list(corpus.read_documents(str(tmpdir.join('folder')))) == ['a', 'b', 'c']
-    assert capfd.readouterr().err == '%s: left out: hidden (4), neither .txt nor .jsonl (2)\n' % tmpdir.join('folder')
+    assert capsys.readouterr().err == '%s: left out: hidden (4), neither .txt nor .jsonl (2)\n' % tmpdir.join('folder')
     assert list(corpus.read_documents(str(tmpdir.join('elsewhere')))) == ['a']
-    assert capfd.readouterr().err == ''
+    assert capsys.readouterr().err == ''
 
 
-def test_find_files_says_that_a_folder_cannot_be_read(write, tmpdir, capfd, monkeypatch):
+def test_find_files_says_that_a_folder_cannot_be_read(write, tmpdir, capsys, monkeypatch):
     """Root can read every folder, so this looks at what is done about the error."""
     path, walk = write('a.txt', 'a'), os.walk
 
@@ -173,7 +173,7 @@ def test_find_files_says_that_a_folder_cannot_be_read(write, tmpdir, capfd, monk
 
     monkeypatch.setattr(corpus.os, 'walk', walk_into_a_locked_folder)
     assert corpus.find_files(str(tmpdir)) == [path]
-    assert capfd.readouterr().err == '%s: left out: unreadable folders (1)\n' % tmpdir
+    assert capsys.readouterr().err == '%s: left out: unreadable folders (1)\n' % tmpdir
 
 
 @pytest.mark.parametrize('name, content, words', [
@@ -356,7 +356,7 @@ def test_read_pieces_gives_the_vocabulary_of_the_whole(write, tmpdir, monkeypatc
 
 
 @pytest.mark.parametrize('processes', [1, 2])
-def test_encode_documents_is_the_same_in_any_number_of_processes(processes, monkeypatch, capfd):
+def test_encode_documents_is_the_same_in_any_number_of_processes(processes, monkeypatch, capsys):
     """The ids of each document and the end-of-text id."""
     monkeypatch.setattr(corpus, 'CHUNK', 1000)
     rng = random.Random(0)
@@ -365,7 +365,7 @@ def test_encode_documents_is_the_same_in_any_number_of_processes(processes, monk
     ids = corpus.encode_documents(ByteEncoder(), iter(documents), processes=processes)
     assert ids.dtype == np.uint16
     assert ids.tolist() == ids_of(documents)
-    assert capfd.readouterr().err == ''  # a progress bar is for a terminal
+    assert capsys.readouterr().err == ''  # a progress bar is for a terminal
 
 
 def test_encode_reads_only_a_little_ahead(monkeypatch):
@@ -376,12 +376,12 @@ def test_encode_reads_only_a_little_ahead(monkeypatch):
     assert len(read) < 20
 
 
-def test_load_tokens_reports_its_progress_in_bytes_of_the_files(write, tmpdir, monkeypatch, capfd):
+def test_load_tokens_reports_its_progress_in_bytes_of_the_files(write, tmpdir, monkeypatch, capsys):
     """At the end it is all of them, though separators and JSON quotes are not encoded."""
     monkeypatch.setattr(progress, 'REPORT_EVERY_SECONDS', -1)
     path = write('a.jsonl', '"one"\n' * 20)
     corpus.load_tokens(ByteEncoder(), path, str(tmpdir.join('cache')))
-    lines = capfd.readouterr().err.splitlines()
+    lines = capsys.readouterr().err.splitlines()
     assert re.match('encoding: 60.0 of 120B: ', lines[0]) and re.match('encoding: 120 of 120B: ', lines[-1]), lines
 
 

@@ -50,12 +50,12 @@ def kept():
 
 
 @pytest.fixture
-def make(tiny_models, tmp_path, monkeypatch, kept):
+def make(flat_models, tmp_path, monkeypatch, kept):
     """A function that makes a dataset with the tiny model and returns its rows in the order of its files."""
     monkeypatch.setattr(maker, 'Sampler', lambda *arguments: kept(os.environ['OMP_NUM_THREADS'], *arguments))
 
     def call(name='rows', **options):
-        options = dict(dict(model_name='tiny', models_dir=tiny_models, batch_size=4, length=6), **options)
+        options = dict(dict(model_name='tiny', models_dir=flat_models, batch_size=4, length=6), **options)
         generate_dataset.generate_dataset(str(tmp_path / name), **options)
         return rows_in(str(tmp_path / name))
 
@@ -160,11 +160,11 @@ def test_draws_key_differs_for_each_id():
 # Rows
 
 @pytest.mark.slow
-def test_rows_equal_the_output_of_the_unconditional_script(make, tiny_models, capsys):
+def test_rows_equal_the_output_of_the_unconditional_script(make, flat_models, capsys):
     rows = make(nsamples=10, seed=3, top_k=40)
     capsys.readouterr()
     generate_unconditional_samples.sample_model(
-        model_name='tiny', models_dir=tiny_models, seed=3, nsamples=10, length=6, top_k=40, stop_at_end=True)
+        model_name='tiny', models_dir=flat_models, seed=3, nsamples=10, length=6, top_k=40, stop_at_end=True)
     expected = ''.join('=' * 40 + ' SAMPLE %d ' % (row['id'] + 1) + '=' * 40 + '\n' + row['text'] + '\n'
                        for row in rows)
     assert capsys.readouterr().out == expected and len(rows) == 10
@@ -186,10 +186,10 @@ def test_rows_depend_only_on_prompt_and_id(make, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('stop_at_end', [True, False])
-def test_rows_have_correct_ended_and_length(make, tiny_models, stop_at_end):
+def test_rows_have_correct_ended_and_length(make, flat_models, stop_at_end):
     rows = make(nsamples=200, length=8, stop_at_end=stop_at_end, temperature=3.0, batch_size=64)
     assert {row['ended'] for row in rows} == ({True, False} if stop_at_end else {False})
-    text_encoder = encoder.get_encoder('tiny', tiny_models)
+    text_encoder = encoder.get_encoder('tiny', flat_models)
     for row in rows:
         assert row['length'] < 8 if row['ended'] else row['length'] == 8
         if '\ufffd' not in row['text'] and '<|endoftext|>' not in row['text']:
@@ -249,10 +249,10 @@ FLAGS = [  # a flag, a value other than the default, where it shows, and what it
     ('ray', 'auto', 'ray', lambda found: found[0] == 'auto'), ('workers', 3, 'ray', lambda found: found[-1] == 3)]
 
 
-def test_each_flag_takes_effect(tmp_path, tiny_models, monkeypatch, capsys):
+def test_each_flag_takes_effect(tmp_path, flat_models, monkeypatch, capsys):
     """None is ignored on its way to the sampler, to the files or to Ray, and the manifest has each of the settings."""
     for name in 'tiny', 'other':
-        shutil.copytree(os.path.join(tiny_models, 'tiny'), str(tmp_path / 'copies' / name))
+        shutil.copytree(os.path.join(flat_models, 'tiny'), str(tmp_path / 'copies' / name))
     prompts, asked = write(tmp_path / 'p.txt', 'ab\nc\n'), {}
     monkeypatch.setattr(maker, 'Sampler', lambda *arguments: FakeSampler(asked, *arguments))
     monkeypatch.setattr(on_ray, 'connect', lambda address: asked.update(ray=[address]))
@@ -271,7 +271,7 @@ def test_each_flag_takes_effect(tmp_path, tiny_models, monkeypatch, capsys):
     before = outcome(tmp_path / 'rows')
     assert {row[0] for row in FLAGS} == set(inspect.signature(generate_dataset.generate_dataset).parameters) - {'out'}
     for flag, value, where, holds in FLAGS:
-        changes = {flag: {'prompts': prompts, 'models_dir': os.path.relpath(tiny_models)}.get(flag, value)}
+        changes = {flag: {'prompts': prompts, 'models_dir': os.path.relpath(flat_models)}.get(flag, value)}
         changes.update({'prompts': {'nsamples': None}, 'workers': {'ray': 'auto'}}.get(flag, {}))
         after = outcome(tmp_path / flag, **changes)
         assert after[where] != before.get(where) and (holds is None or holds(after[where])), (flag, after[where])
@@ -279,9 +279,9 @@ def test_each_flag_takes_effect(tmp_path, tiny_models, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_length_is_the_context_or_half_of_it_after_a_prompt(make, tmp_path, tiny_models):
+def test_length_is_the_context_or_half_of_it_after_a_prompt(make, tmp_path, flat_models):
     """By default."""
-    n_ctx = files.read_json(os.path.join(tiny_models, 'tiny', 'hparams.json'))['n_ctx']
+    n_ctx = files.read_json(os.path.join(flat_models, 'tiny', 'hparams.json'))['n_ctx']
     prompts = write(tmp_path / 'p.txt', 'a\n')
     assert [make('a', nsamples=1, length=None, stop_at_end=False)[0]['length'],
             make('b', prompts=prompts, length=None, stop_at_end=False)[0]['length']] == [n_ctx, n_ctx // 2]
@@ -329,9 +329,9 @@ def test_precision_reaches_the_model(make, monkeypatch, flags):
 
 
 @pytest.mark.slow
-def test_prompts_may_fill_the_context(make, tmp_path, tiny_models):
+def test_prompts_may_fill_the_context(make, tmp_path, flat_models):
     """The last sampled token is never fed back, so prompt and sample together may have one more than the context."""
-    n_ctx = files.read_json(os.path.join(tiny_models, 'tiny', 'hparams.json'))['n_ctx']
+    n_ctx = files.read_json(os.path.join(flat_models, 'tiny', 'hparams.json'))['n_ctx']
     prompts = write(tmp_path / 'p.txt', 'x' * (n_ctx + 1 - 6) + '\n' + 'x' * (n_ctx + 2 - 6) + '\n')
     with pytest.raises(ValueError, match='lines without a row: 2$'):
         make(prompts=prompts, length=6, stop_at_end=False)
@@ -422,8 +422,8 @@ def test_cores_default_to_those_of_the_existing_rows(make, tmp_path, monkeypatch
 
 
 @pytest.mark.slow
-def test_generate_dataset_rejects_another_model_of_the_same_name(make, tmp_path, tiny_models):
-    shutil.copytree(tiny_models, str(tmp_path / 'models'))
+def test_generate_dataset_rejects_another_model_of_the_same_name(make, tmp_path, flat_models):
+    shutil.copytree(flat_models, str(tmp_path / 'models'))
     make(nsamples=3, models_dir=str(tmp_path / 'models'))
     os.rename(str(tmp_path / 'models' / 'tiny'), str(tmp_path / 'models' / 'other'))
     make(nsamples=3, models_dir=str(tmp_path / 'models'), model_name='other')  # the same model in another place
@@ -678,10 +678,10 @@ def test_prompts_without_a_valid_line_are_reported(make, tmp_path, text):
     assert not (tmp_path / 'rows').exists()
 
 
-def test_open_store_rejects_an_empty_path(tiny_models):
+def test_open_store_rejects_an_empty_path(flat_models):
     """It is not the working directory."""
     with pytest.raises(ValueError, match='--out is empty'):
-        generate_dataset.generate_dataset('', nsamples=3, model_name='tiny', models_dir=tiny_models)
+        generate_dataset.generate_dataset('', nsamples=3, model_name='tiny', models_dir=flat_models)
 
 
 @pytest.mark.slow
@@ -750,9 +750,9 @@ def installed(package):
 
 @pytest.mark.slow
 @needs('fsspec')
-def test_bucket_has_the_same_files_as_a_folder(make, tmp_path, tiny_models, monkeypatch):
+def test_bucket_has_the_same_files_as_a_folder(make, tmp_path, flat_models, monkeypatch):
     make('here', nsamples=9, shards=3)
-    options = dict(model_name='tiny', models_dir=tiny_models, batch_size=4, length=6, shards=3)
+    options = dict(model_name='tiny', models_dir=flat_models, batch_size=4, length=6, shards=3)
     generate_dataset.generate_dataset('file://%s' % (tmp_path / 'there'), nsamples=9, **options)
     assert bytes_in(tmp_path / 'there') == bytes_in(tmp_path / 'here')
     import fsspec

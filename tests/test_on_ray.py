@@ -1,4 +1,5 @@
 """gpt2/generation/on_ray.py: a dataset made on Ray has the same files, whatever fails on the way."""
+import glob
 import importlib.util
 import json
 import os
@@ -38,11 +39,11 @@ def test_max_cores_counts_machines_with_a_gpu():
 
 
 @pytest.mark.slow
-def test_actor_rejects_another_model_on_its_machine(tmp_path, tiny_models):
+def test_actor_rejects_another_model_on_its_machine(tmp_path, flat_models):
     """Its rows would be mixed with those of the model that the manifest describes."""
     settings = dict(model_name='tiny', model='0')
-    actor = on_ray.actor_class(settings, tiny_models, str(tmp_path / 'rows'))()
-    with pytest.raises(ValueError, match='%s is not the same on all machines' % tiny_models):
+    actor = on_ray.actor_class(settings, flat_models, str(tmp_path / 'rows'))()
+    with pytest.raises(ValueError, match='%s is not the same on all machines' % flat_models):
         actor.make('00000-of-00001.jsonl', plan.rows_from_nothing(1, 0))
     assert not (tmp_path / 'rows').exists()
 
@@ -92,13 +93,13 @@ def cluster():
 
 
 @pytest.fixture
-def make(cluster, tmp_path, tiny_models, monkeypatch):
+def make(cluster, tmp_path, flat_models, monkeypatch):
     """A function that makes a dataset on the cluster, with this process as its driver, and returns its files."""
     monkeypatch.setenv('OMP_NUM_THREADS', '2')
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def call(ray=cluster.address, **changes):
-        flags = dict(FLAGS, models_dir=tiny_models, ray=ray)
+        flags = dict(FLAGS, models_dir=flat_models, ray=ray)
         flags.update(changes)
         generate_dataset.generate_dataset(str(tmp_path / 'rows'), **flags)
         return files_in(tmp_path / 'rows')
@@ -109,12 +110,12 @@ def make(cluster, tmp_path, tiny_models, monkeypatch):
 
 
 @pytest.fixture(scope='module')
-def undisturbed(tmp_path_factory, tiny_models):
+def undisturbed(tmp_path_factory, flat_models):
     """The files that are made without Ray."""
     folder = tmp_path_factory.mktemp('undisturbed')
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('OMP_NUM_THREADS', '2')
-        generate_dataset.generate_dataset(str(folder), models_dir=tiny_models, **FLAGS)
+        generate_dataset.generate_dataset(str(folder), models_dir=flat_models, **FLAGS)
     return files_in(folder)
 
 
@@ -173,6 +174,45 @@ def test_on_ray_makes_the_shard_of_a_lost_machine_elsewhere(make, cluster, undis
     assert node not in cluster.worker_nodes
 
 
+INTERRUPTED_AFTER_A_SHARD = """
+import json
+from helpers.processes import below, listening
+from gpt2.generation import on_ray
+from gpt2.system import progress
+from generate_dataset import generate_dataset as main
+
+def distribute(*arguments, original=on_ray.distribute):
+    for made in original(*arguments):
+        yield made
+        if made[-1]:
+            with open(%r, 'w') as file:
+                json.dump([sorted(below(os.getpid())), listening(below(os.getpid()))], file)
+            os.kill(os.getpid(), %d)
+            time.sleep(%d)
+
+on_ray.distribute = distribute
+on_ray.PATIENCE_SECONDS = progress.REPORT_EVERY_SECONDS = float('inf')
+"""
+
+
+def assert_says_how_to_continue(stderr, out):
+    """In one line, with what is complete. Ray may print others."""
+    found = re.search('^script.py: stopped; %s has ([0-9]) of 6 files, ([0-9]+) of 12 rows; run the same command to '
+                      'continue$' % out, stderr.decode('utf-8'), re.MULTILINE)
+    assert found and int(found.group(2)) == 2 * int(found.group(1)) >= 2, stderr
+    assert b'Traceback' not in stderr
+
+
+@pytest.mark.slow
+def test_on_ray_ends_at_once_after_ctrl_c(forks, cluster, tmp_path, flat_models):
+    out = str(tmp_path / 'rows')
+    flags = ['--%s=%s' % flag for flag in dict(FLAGS, models_dir=flat_models, ray=cluster.address, out=out).items()]
+    text = INTERRUPTED_AFTER_A_SHARD % (str(tmp_path / 'processes.json'), signal.SIGINT, SECONDS)
+    (status, stdout, stderr), = forks.run((text, flags, ['out'], PATIENT))
+    assert (status, stdout) == (130, b''), stderr
+    assert_says_how_to_continue(stderr, out)
+
+
 @pytest.mark.slow
 def test_on_ray_waits_for_a_cluster_to_grow(make, cluster, monkeypatch):
     """With one line that says so."""
@@ -217,6 +257,23 @@ def test_on_ray_reports_a_cluster_that_does_not_answer(make, tmp_path):
     assert not (tmp_path / 'rows').exists()
 
 
+@pytest.mark.slow
+def test_ray_leaves_no_poller_in_processes_of_other_tests(make, cluster):
+    """Which would print errors of gRPC into the stderr that a test compares."""
+    on_ray.connect(cluster.address)
+    sys.modules['ray'].shutdown()
+    threads, other_end = os.pipe()
+    child = os.fork()
+    if not child:
+        for path in glob.glob('/proc/self/task/*/comm'):
+            with open(path) as file:
+                os.write(other_end, file.read().encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    names = os.read(threads, 2 ** 16).decode()
+    assert names and 'grpc' not in names
+
+
 def test_connect_starts_ray_again_on_a_busy_machine(monkeypatch):
     """Ray waits for itself for 30 seconds. Other errors are no reason to try again."""
     started = []
@@ -236,55 +293,34 @@ def test_connect_starts_ray_again_on_a_busy_machine(monkeypatch):
 
 # On a Ray that the command starts
 
-INTERRUPTED_AFTER_A_SHARD = """
-import json
-from helpers.processes import below, listening
-from gpt2.generation import on_ray
-from gpt2.system import progress
-from generate_dataset import generate_dataset as main
-
-def distribute(*arguments, original=on_ray.distribute):
-    for made in original(*arguments):
-        yield made
-        if made[-1]:
-            with open('processes.json', 'w') as file:
-                json.dump([sorted(below(os.getpid())), listening(below(os.getpid()))], file)
-            os.kill(os.getpid(), %d)
-            time.sleep(%d)
-
-on_ray.distribute = distribute
-on_ray.PATIENCE_SECONDS = progress.REPORT_EVERY_SECONDS = float('inf')
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec('ray'), reason=NEEDS_RAY)
-def test_ray_local_ends_at_once_after_a_signal_and_continues(undisturbed, tmp_path, tiny_models, script):
+def test_ray_local_ends_at_once_after_a_signal_and_continues(undisturbed, tmp_path, flat_models, script):
     """With all its processes, also after kill -9. Until then, they listen on this machine only.
 
     Its actors, which have another working directory, find the model in a relative folder.
     """
-    flags = ['--models_dir', os.path.basename(tiny_models), '--ray', 'local']
+    flags = ['--models_dir', os.path.basename(flat_models), '--ray', 'local']
     flags += ['--%s=%s' % flag for flag in FLAGS.items()]
-    folder = os.path.dirname(tiny_models)
-    for number, expected_status in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)):
+    folder = os.path.dirname(flat_models)
+    for number, expected_status in ((signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)):
         out = tmp_path / str(expected_status)  # its own: two actors may make one file more each, and all in two runs
+        listed = str(tmp_path / 'processes.json')
         status, stdout, stderr = finished(
-            script(INTERRUPTED_AFTER_A_SHARD % (number, SECONDS)) + flags + ['--out', str(out)], cwd=folder,
+            script(INTERRUPTED_AFTER_A_SHARD % (listed, number, SECONDS)) + flags + ['--out', str(out)], cwd=folder,
             env=environment(PYTHONPATH=os.pathsep.join([SRC, TESTS]), **PATIENT))
         assert (status, stdout) == (expected_status, b''), stderr
-        with open(os.path.join(folder, 'processes.json'), encoding='utf-8') as file:
+        with open(listed, encoding='utf-8') as file:
             processes, addresses = json.load(file)
         assert len(processes) > 5 and {address[-8:] for address in addresses} == {'0100007F'}, addresses
         limit = time.time() + SECONDS
         while any(map(is_running, processes)):
             assert time.time() < limit, processes
             time.sleep(0.1)
-        if number == signal.SIGKILL:
-            continue
-        found = re.match('script.py: stopped; %s has ([0-9]) of 6 files, ([0-9]+) of 12 rows; run the same command to '
-                         'continue\n$' % out, stderr.decode('utf-8'))
-        assert found and int(found.group(2)) == 2 * int(found.group(1)) >= 2, stderr
+        if number == signal.SIGTERM:
+            assert_says_how_to_continue(stderr, out)
     command = [sys.executable, os.path.join(SRC, 'generate_dataset.py')] + flags
-    assert finished(command + ['--out', str(out), '--workers', '2'], cwd=folder)[0] == 0
+    command += ['--out', str(out), '--workers', '2']
+    status, _, stderr = finished(command, cwd=folder, env=environment(**PATIENT))
+    assert status == 0, stderr
     assert files_in(out) == undisturbed

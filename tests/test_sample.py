@@ -497,7 +497,7 @@ def test_sample_sequence_without_draws_differs_in_every_row_and_run(sess):
     dict(), dict(temperature=0), dict(temperature=0.7, top_k=6, top_p=0.8)], ids=str)
 def test_sample_sequence_of_a_batch_equals_each_prompt_alone_and_plain_sampler(sess, options, compiled):
     """Three prompts of different lengths, in one batch and one by one: the same tokens for the same draws."""
-    hparams, weights = random_model(n_layer=3)
+    hparams, weights = random_model(n_layer=2)
     prompts = [[3, 1, 4, 1, 5, 9, 2], [6], [5, 3, 5]]
     draws = random_draws(1, range(3), 20)
     lengths_B, draws_BT = tf.placeholder(tf.int32, [None]), tf.placeholder(tf.float64, [None, 20])

@@ -46,11 +46,11 @@ CLOSING = '=' * 80 + '\n'  # below the samples of a prompt
 
 
 @pytest.fixture(scope='module')
-def command(tiny_models, tmp_path_factory):
+def command(flat_models, tmp_path_factory):
     """A function that returns the command of a script, in a copy of the repository that has the model `tiny`."""
     repository = str(tmp_path_factory.mktemp('repository'))
     shutil.copytree(SRC, os.path.join(repository, 'src'), ignore=shutil.ignore_patterns('__pycache__'))
-    shutil.copytree(tiny_models, os.path.join(repository, 'models'))
+    shutil.copytree(flat_models, os.path.join(repository, 'models'))
 
     def of(script, *arguments):
         return [sys.executable, os.path.join(repository, 'src', script)] + list(arguments)
@@ -67,7 +67,7 @@ def without_tensorflow(tmp_path_factory):
 
 
 @pytest.fixture
-def printed(tiny_models, capsys, monkeypatch):
+def printed(flat_models, capsys, monkeypatch):
     """A function that returns what a script prints: called in this process, with prompts as its input.
 
     The session has one thread: for a model this small, handing work from one to another is most of the work.
@@ -77,7 +77,7 @@ def printed(tiny_models, capsys, monkeypatch):
 
     def of(script, *, prompts='', **options):
         monkeypatch.setattr(sys, 'stdin', io.StringIO(prompts))
-        FUNCTIONS[script](model_name='tiny', models_dir=tiny_models, **options)
+        FUNCTIONS[script](model_name='tiny', models_dir=flat_models, **options)
         return capsys.readouterr().out
     return of
 
@@ -212,7 +212,7 @@ def prompt_of(script):
 @both
 def test_scripts_greedy_samples_of_the_default_length_equal_the_reference(ids, script):
     """The whole context, or half of it after a prompt."""
-    hparams = tiny.hparams(n_vocab=tiny.N_BYTE_VOCAB)
+    hparams = tiny.hparams(n_vocab=tiny.N_BYTE_VOCAB, n_layer=1)
     length = hparams.n_ctx if script == UNCONDITIONAL else hparams.n_ctx // 2
     expected = reference.greedy(tiny.random_weights(hparams), [prompt_of(script)], hparams.n_head, length)
     assert ids(script, nsamples=1, temperature=0) == expected[:, 1:].tolist()
@@ -242,7 +242,7 @@ def test_scripts_honour_every_flag_of_the_sampler(ids, script):
 
     Each sample has draws of its own, numbered from one prompt to the next, at any batch_size.
     """
-    hparams = tiny.hparams(n_vocab=tiny.N_BYTE_VOCAB)
+    hparams = tiny.hparams(n_vocab=tiny.N_BYTE_VOCAB, n_layer=1)
     weights = tiny.random_weights(hparams)
     expected = []
     for draws in random_draws(5, range(3 if script == UNCONDITIONAL else 6), 6):
@@ -308,9 +308,9 @@ def test_unconditional_ends_when_its_pipe_is_closed(printed, monkeypatch):
         os.dup2(os.open(os.devnull, os.O_WRONLY), writing)  # takes what is still buffered when stdout is closed
 
 
-def test_read_prompts_takes_the_lines_that_generate_dataset_takes(tiny_models, monkeypatch, tmp_path):
+def test_read_prompts_takes_the_lines_that_generate_dataset_takes(flat_models, monkeypatch, tmp_path):
     """Only a line feed ends a line: with a carriage return in it, answers would not fit the lines of the file."""
-    text_encoder = encoder.get_encoder('tiny', tiny_models)
+    text_encoder = encoder.get_encoder('tiny', flat_models)
     (tmp_path / 'prompts.txt').write_bytes(b'a\rb\r\nc\x0cd\xc2\x85\xe2\x80\xa8e\n\rf\n')
     rows, _, _ = plan.rows_from_prompts(str(tmp_path / 'prompts.txt'), text_encoder.encode, 99)
     with open(str(tmp_path / 'prompts.txt'), encoding='utf-8', errors='replace', newline='\n') as stdin:
@@ -319,9 +319,9 @@ def test_read_prompts_takes_the_lines_that_generate_dataset_takes(tiny_models, m
     assert found == [row.tokens for row in rows] and len(found) == 3
 
 
-def test_read_prompts_asks_where_a_notebook_does(tiny_models, monkeypatch):
+def test_read_prompts_asks_where_a_notebook_does(flat_models, monkeypatch):
     """Its own input(), with a field to type in; its stdin is empty."""
-    text_encoder, asked, lines = encoder.get_encoder('tiny', tiny_models), [], ['ab', 'c']
+    text_encoder, asked, lines = encoder.get_encoder('tiny', flat_models), [], ['ab', 'c']
 
     def ask(question):
         asked.append(question.encode('ascii'))
@@ -335,9 +335,9 @@ def test_read_prompts_asks_where_a_notebook_does(tiny_models, monkeypatch):
     assert found == [text_encoder.encode('ab'), text_encoder.encode('c')] and asked == [QUESTION] * 3
 
 
-def test_read_prompts_without_prompts_is_no_error(tiny_models, monkeypatch, capsys):
+def test_read_prompts_without_prompts_is_no_error(flat_models, monkeypatch, capsys):
     monkeypatch.setattr(sys, 'stdin', io.StringIO(''))
-    assert list(interactive_conditional_samples.read_prompts(encoder.get_encoder('tiny', tiny_models), 9)) == []
+    assert list(interactive_conditional_samples.read_prompts(encoder.get_encoder('tiny', flat_models), 9)) == []
     assert capsys.readouterr().out == ''
 
 
@@ -356,9 +356,9 @@ def test_scripts_stop_at_end_ends_a_sample_at_the_end_of_text(ids, script):
 @pytest.mark.parametrize('tokens_of', [
     lambda random: [byte for character in 'aé中😀\n' for byte in character.encode('utf-8')],
     lambda random: random.randint(256, size=40).tolist()], ids=['characters of 1 to 4 bytes', 'any bytes'])
-def test_live_text_adds_up_to_the_text(tiny_models, capsys, tokens_of):
+def test_live_text_adds_up_to_the_text(flat_models, capsys, tokens_of):
     """Printed token by token, it adds up to what decode makes of all tokens, and is valid UTF-8 at each moment."""
-    text_encoder = encoder.get_encoder('tiny', tiny_models)
+    text_encoder = encoder.get_encoder('tiny', flat_models)
     ids_of_bytes = {byte: text_encoder.encoder[symbol] for byte, symbol in encoder.bytes_to_unicode().items()}
     live = interactive_conditional_samples.LiveText(text_encoder, text_encoder.end_of_text)
     for seed in range(20):
@@ -433,10 +433,10 @@ def test_interactive_through_a_pipe(command, printed, capsys):
     assert said[2] == INTERACTIVE + ': ' + str(error.value)
 
 
-def test_read_prompts_rejects_an_endless_line(monkeypatch, tiny_models, capsys):
+def test_read_prompts_rejects_an_endless_line(monkeypatch, flat_models, capsys):
     """As of /dev/zero: it must not fill the memory. The lines behind a long one that ends have their answers."""
     monkeypatch.setattr(interactive_conditional_samples, 'MAX_CHARACTERS', 1000)
-    text_encoder = encoder.get_encoder('tiny', tiny_models)
+    text_encoder = encoder.get_encoder('tiny', flat_models)
     for line, longest, found in (('x' * 1000 + '\n', 1000, [1000]), ('x' * 1000, 1000, [1000]),
                                  ('x' * 1000 + '\ny', 9, [0, 1]), ('x' * 3001 + '\nyy\n', 9999, [0, 2]),
                                  ('y\n' + 'x' * 1001, 9999, [1, 0]), ('a\rb\n\0\nc\r\n', 9, [3, 0, 1])):

@@ -514,7 +514,7 @@ def test_learn_stops_when_training_diverges(run, monkeypatch, has_save):
 
 
 @pytest.mark.slow
-def test_learn_does_not_save_weights_that_are_worse_than_a_guess(run, monkeypatch, capfd):
+def test_learn_does_not_save_weights_that_are_worse_than_a_guess(run, monkeypatch, capsys):
     """Though their loss is finite. A step whose loss is far too high is reported, once while it stays so."""
     saved, expected = run.step, weights_and_state(run.folder)
     assert run.first_loss < 7  # a guess is log(257), 5.5
@@ -523,7 +523,8 @@ def test_learn_does_not_save_weights_that_are_worse_than_a_guess(run, monkeypatc
     with pytest.raises(ValueError, match=said):
         run.learn(random_tokens(run.hparams, [1000]), None)
     assert_same(weights_and_state(run.folder), expected)
-    assert len(re.findall(r'step \d+: a loss of [\d.]+ is far above the 5\.55 of a guess', capfd.readouterr().err)) == 1
+    stderr = capsys.readouterr().err
+    assert len(re.findall(r'step \d+: a loss of [\d.]+ is far above the 5\.55 of a guess', stderr)) == 1
 
 
 @pytest.mark.slow
@@ -554,7 +555,7 @@ def test_learn_ends_with_the_signal_that_another_worker_has_received(run, monkey
     assert run.step == step and process.interrupted_by == signal.SIGTERM
 
 
-def test_learn_reads_the_batches_of_its_seed_from_the_one_after_the_last_save(run, monkeypatch, capfd):
+def test_learn_reads_the_batches_of_its_seed_from_the_one_after_the_last_save(run, monkeypatch, capsys):
     """That is what makes a resumed run equal to an unbroken one."""
     with_flags(monkeypatch, run, seed=5, steps=run.step + 3)
     tokens, batches = random_tokens(run.hparams, [1000]), []
@@ -569,7 +570,7 @@ def test_learn_reads_the_batches_of_its_seed_from_the_one_after_the_last_save(ru
     expected = corpus.training_batches(tokens, batch_size=4, n_ctx=16, seed=5, first=run.step)
     run.learn(tokens, None)
     assert len(batches) == 3 and all(np.array_equal(batch, next(expected)) for batch in batches)
-    assert '%d of %d steps: ' % (run.step, run.step) in capfd.readouterr().err  # those before it are counted
+    assert '%d of %d steps: ' % (run.step, run.step) in capsys.readouterr().err  # those before it are counted
 
 
 def test_one_step_counts_the_tokens_of_all_workers(run, monkeypatch):
@@ -615,12 +616,12 @@ def test_seed_determines_new_weights(models_dir, tmp_path, monkeypatch):
     assert np.array_equal(found[0], found[1]) and not np.allclose(found[0], found[2])
 
 
-def test_print_samples_leaves_out_the_start_token(run, monkeypatch, capfd):
+def test_print_samples_leaves_out_the_start_token(run, monkeypatch, capsys):
     """But not an end of text that was sampled."""
     monkeypatch.setattr(run, 'samples', [tf.constant([[256] + run.encoder.encode('hi') + [256]]) - 0,
                                          tf.constant([run.encoder.encode('ho')]) - 0])
     run.print_samples()
-    shown = capfd.readouterr().err
+    shown = capsys.readouterr().err
     assert re.findall(r'SAMPLE AT STEP %d =+\n(.*)' % run.step, shown) == ['hi<|endoftext|>', 'ho']
 
 
@@ -638,7 +639,7 @@ def test_build_samples_refuses_a_prompt_that_leaves_no_room(run, monkeypatch):
 # The best by the valid loss
 
 @pytest.mark.slow
-def test_validate_keeps_the_model_with_the_lowest_loss_as_best(models_dir, tmp_path, monkeypatch, capfd):
+def test_validate_keeps_the_model_with_the_lowest_loss_as_best(models_dir, tmp_path, monkeypatch, capsys):
     """It is a complete model, a resumed run remembers it, and the last line of a run says how to sample from it."""
     losses = iter([5.0, 4.0, 4.5, 3.0, 3.5, 9.0, 8.0])  # before the first step, and after each one; and on another text
     monkeypatch.setattr(Run, 'measure', lambda run, tokens: next(losses))
@@ -650,7 +651,7 @@ def test_validate_keeps_the_model_with_the_lowest_loss_as_best(models_dir, tmp_p
         assert checkpoint.weights_prefix(best).endswith('model.ckpt-%d' % expected)
         assert saved_steps(best, 'model') == [expected]
         assert encoder.get_encoder('measured/best', models_dir).encode('a') == [64]
-        assert '3.000' in capfd.readouterr().err.splitlines()[-1] or expected == 1
+        assert '3.000' in capsys.readouterr().err.splitlines()[-1] or expected == 1
     record = metrics_of(models_dir, 'measured')[3]
     assert record['step'] == 3 and record['valid_loss_nats'] == 3.0
     train.train(**dict(flags, steps=5, valid=beside(models_dir, 'data.txt')))
@@ -1051,11 +1052,11 @@ def test_train_refuses_before_anything_is_written(models_dir, changes, said):
     assert not os.path.exists(os.path.join(models_dir, 'refused'))
 
 
-def assert_goes_on(models_dir, run_name, monkeypatch, capfd, **changes):
+def assert_goes_on(models_dir, run_name, monkeypatch, capsys, **changes):
     """What is said, without the computing, when that run is started again with some flags changed."""
     monkeypatch.setattr(train, 'fit', lambda *arguments: None)
     train.train(**dict(flags_of(models_dir, run_name, steps=2), **changes))
-    return capfd.readouterr().err
+    return capsys.readouterr().err
 
 
 @pytest.fixture(scope='module')
@@ -1077,24 +1078,24 @@ def tuned(models_dir):
 
 
 @pytest.mark.slow
-def test_prepare_reports_where_it_resumes_and_what_has_changed(models_dir, tuned, tmp_path, monkeypatch, capfd):
+def test_prepare_reports_where_it_resumes_and_what_has_changed(models_dir, tuned, tmp_path, monkeypatch, capsys):
     """Flags, texts, and whether the order of the text changes."""
-    stderr = assert_goes_on(models_dir, tuned, monkeypatch, capfd, seed=1)
+    stderr = assert_goes_on(models_dir, tuned, monkeypatch, capsys, seed=1)
     expected = 'tuned: resuming from step 1 of 2; a step is 64 tokens, and the text has %d\n' % len_of(models_dir)
     assert expected in stderr
     assert 'changed since the last start: --seed 0 -> 1, --steps 1 -> 2\n' in stderr and 'order of the text' in stderr
-    stderr = assert_goes_on(models_dir, tuned, monkeypatch, capfd, seed=1)
+    stderr = assert_goes_on(models_dir, tuned, monkeypatch, capsys, seed=1)
     assert 'changed' not in stderr and 'order of the text' not in stderr
-    stderr = assert_goes_on(models_dir, tuned, monkeypatch, capfd, seed=1, learning_rate=0.5)
+    stderr = assert_goes_on(models_dir, tuned, monkeypatch, capsys, seed=1, learning_rate=0.5)
     assert 'changed since the last start: --learning_rate 0.01 -> 0.5\n' in stderr and 'order of the text' not in stderr
     copy = tmp_path / 'copy.txt'
     with open(beside(models_dir, 'data.txt'), encoding='utf-8') as file:
         text = file.read()
     copy.write_text(text)
-    stderr = assert_goes_on(models_dir, tuned, monkeypatch, capfd, seed=1, learning_rate=0.5, data=str(copy))
+    stderr = assert_goes_on(models_dir, tuned, monkeypatch, capsys, seed=1, learning_rate=0.5, data=str(copy))
     assert '--data %s -> %s\n' % (beside(models_dir, 'data.txt'), copy) in stderr and 'order of the text' not in stderr
     copy.write_text(text + 'and more')
-    stderr = assert_goes_on(models_dir, tuned, monkeypatch, capfd, seed=1, learning_rate=0.5, data=str(copy))
+    stderr = assert_goes_on(models_dir, tuned, monkeypatch, capsys, seed=1, learning_rate=0.5, data=str(copy))
     assert 'changed since the last start: the text of --data\n' in stderr and 'order of the text' in stderr
 
 
@@ -1104,20 +1105,20 @@ def len_of(models_dir):
 
 
 @pytest.mark.slow
-def test_prepare_computes_nothing_for_a_finished_run(models_dir, tuned, monkeypatch, capfd):
+def test_prepare_computes_nothing_for_a_finished_run(models_dir, tuned, monkeypatch, capsys):
     """It says how to continue."""
     monkeypatch.setattr(run_folder, 'load_inputs', None)
-    stderr = assert_goes_on(models_dir, tuned, monkeypatch, capfd, steps=1)
+    stderr = assert_goes_on(models_dir, tuned, monkeypatch, capsys, steps=1)
     assert re.search('tuned has completed its 1 steps; .*--steps', stderr.splitlines()[-1])
 
 
 @pytest.mark.slow
-def test_prepare_resumes_a_run_whose_flags_were_not_saved(models_dir, tuned, monkeypatch, capfd):
+def test_prepare_resumes_a_run_whose_flags_were_not_saved(models_dir, tuned, monkeypatch, capsys):
     """Early versions did not save them."""
     os.remove(run_folder.inside(os.path.join(models_dir, tuned), 'options.json'))
-    stderr = assert_goes_on(models_dir, tuned, monkeypatch, capfd, seed=4)
+    stderr = assert_goes_on(models_dir, tuned, monkeypatch, capsys, seed=4)
     assert 'resuming from step 1 of 2' in stderr and 'changed' not in stderr
-    assert '--seed 4 -> 5' in assert_goes_on(models_dir, tuned, monkeypatch, capfd, seed=5)
+    assert '--seed 4 -> 5' in assert_goes_on(models_dir, tuned, monkeypatch, capsys, seed=5)
 
 
 def test_record_finds_its_folder_in_a_posix_locale(tmp_path):
@@ -1140,14 +1141,14 @@ def test_read_dict_reports_a_best_json_of_other_kinds(tmp_path, text):
         run_folder.read_dict(str(tmp_path), 'best.json')
 
 
-def test_prepare_reports_damaged_flags_in_one_line(models_dir, tuned, monkeypatch, capfd):
+def test_prepare_reports_damaged_flags_in_one_line(models_dir, tuned, monkeypatch, capsys):
     """It names the file, and what to do."""
     path = run_folder.inside(os.path.join(models_dir, tuned), 'options.json')
     for content in ('{"seed": ', '3', '', '{"accumulate": "x", "batch_size": 1}', '{"accumulate": 1}'):
         with open(path, 'w', encoding='utf-8') as file:
             file.write(content)
         with pytest.raises(ValueError, match=r'options\.json is damaged.*move it away'):
-            assert_goes_on(models_dir, tuned, monkeypatch, capfd)
+            assert_goes_on(models_dir, tuned, monkeypatch, capsys)
     os.remove(path)
 
 
@@ -1164,7 +1165,7 @@ def test_facts_leave_out_where_files_are(models_dir):
 
 
 @pytest.mark.slow
-def test_check_origin_refuses_another_model_size_or_vocabulary(models_dir, from_nothing, tmp_path, monkeypatch, capfd):
+def test_check_origin_refuses_another_model_size_or_vocabulary(models_dir, from_nothing, tmp_path, monkeypatch, capsys):
     """And the run is as it was."""
     folder = os.path.join(models_dir, 'scratch')
     larger, other = tmp_path / 'larger.json', str(tmp_path / 'other')
@@ -1180,24 +1181,24 @@ def test_check_origin_refuses_another_model_size_or_vocabulary(models_dir, from_
             (dict(vocab=other), 'scratch has .* vocab.bpe,.* --vocab .*other'),
             (dict(train_only='wte'), 'scratch has no --train_only,.* --train_only wte')):
         with pytest.raises(ValueError, match=said + ';.* --run_name'):
-            assert_goes_on(models_dir, 'scratch', monkeypatch, capfd, **dict(from_nothing, **changes))
+            assert_goes_on(models_dir, 'scratch', monkeypatch, capsys, **dict(from_nothing, **changes))
     assert {path: os.path.getmtime(path) for path in snapshot(folder)} == before
-    assert 'resuming from step 1' in assert_goes_on(models_dir, 'scratch', monkeypatch, capfd, **from_nothing)
+    assert 'resuming from step 1' in assert_goes_on(models_dir, 'scratch', monkeypatch, capsys, **from_nothing)
 
 
-def test_check_origin_refuses_another_model_to_fine_tune(models_dir, tuned, monkeypatch, capfd):
+def test_check_origin_refuses_another_model_to_fine_tune(models_dir, tuned, monkeypatch, capsys):
     """A run keeps the model that it started from."""
-    assert_goes_on(models_dir, tuned, monkeypatch, capfd)
+    assert_goes_on(models_dir, tuned, monkeypatch, capsys)
     with pytest.raises(ValueError, match='tuned has --model_name tiny,.* --model_name nowhere'):
-        assert_goes_on(models_dir, tuned, monkeypatch, capfd, model_name='nowhere')
+        assert_goes_on(models_dir, tuned, monkeypatch, capsys, model_name='nowhere')
 
 
-def test_claimed_names_the_process_that_trains(models_dir, monkeypatch, capfd):
+def test_claimed_names_the_process_that_trains(models_dir, monkeypatch, capsys):
     """A second process may train there when the first has ended."""
     with run_folder.claimed(os.path.join(models_dir, 'claimed')):
         with pytest.raises(ValueError, match='claimed is being trained by process %d on ' % os.getpid()):
             train.train(**flags_of(models_dir, 'claimed'))
-    assert 'starting from tiny' in assert_goes_on(models_dir, 'claimed', monkeypatch, capfd)
+    assert 'starting from tiny' in assert_goes_on(models_dir, 'claimed', monkeypatch, capsys)
 
 
 def test_prepared_removes_a_new_folder_if_the_data_is_refused(models_dir, tmp_path):
@@ -1310,34 +1311,34 @@ def test_train_reports_in_lines_without_a_terminal(models_dir, unbroken):
     assert how.endswith(command)
 
 
-def shown(run, monkeypatch, capfd, n_steps, **flags):
+def shown(run, monkeypatch, capsys, n_steps, **flags):
     """What Run.show() prints for one step after another, without a terminal."""
     with_flags(monkeypatch, run, steps=1000, **flags)
     with progress.Progress(1000, unit='steps', initial=run.step) as bar:
         for _ in range(n_steps):
             run.step += 1
             run.show({'step': run.step, 'loss_nats': 1.0, 'tokens_per_second': 20.0}, bar)
-    return capfd.readouterr().err.splitlines()
+    return capsys.readouterr().err.splitlines()
 
 
-def test_show_reports_after_a_long_silence(run, monkeypatch, capfd):
+def test_show_reports_after_a_long_silence(run, monkeypatch, capsys):
     """Without a terminal, however rare the validations are."""
-    assert shown(run, monkeypatch, capfd, 3, valid_every=999) == []
+    assert shown(run, monkeypatch, capsys, 3, valid_every=999) == []
     monkeypatch.setattr(progress, 'REPORT_EVERY_SECONDS', 0)
-    assert len(shown(run, monkeypatch, capfd, 3, valid_every=999)) == 3
+    assert len(shown(run, monkeypatch, capsys, 3, valid_every=999)) == 3
 
 
-def test_show_reports_each_validation_once(run, monkeypatch, capfd):
+def test_show_reports_each_validation_once(run, monkeypatch, capsys):
     """With its loss. Also where the silence was long enough for a line anyway."""
     monkeypatch.setattr(run, 'valid_loss', 2.0)
     run.step = 10
     for seconds in (60, 0):
         monkeypatch.setattr(progress, 'REPORT_EVERY_SECONDS', seconds)
-        lines = shown(run, monkeypatch, capfd, 1, valid_every=1)
+        lines = shown(run, monkeypatch, capsys, 1, valid_every=1)
         assert len(lines) == 1 and '%d of 1000 steps: loss 1.000, valid loss 2.000, 20 tok' % run.step in lines[0]
 
 
-def test_show_estimates_the_time_left_from_the_steps_of_this_start(run, monkeypatch, capfd):
+def test_show_estimates_the_time_left_from_the_steps_of_this_start(run, monkeypatch, capsys):
     """Of a resumed run: here the first step takes 2 seconds, and 499 are left."""
     clock = [0.0]
 
@@ -1347,18 +1348,18 @@ def test_show_estimates_the_time_left_from_the_steps_of_this_start(run, monkeypa
 
     monkeypatch.setattr(run, 'step', 500)
     monkeypatch.setattr(progress, 'time', SimpleNamespace(time=tick))
-    (line,) = shown(run, monkeypatch, capfd, 1, valid_every=1)
+    (line,) = shown(run, monkeypatch, capsys, 1, valid_every=1)
     minutes, seconds = map(int, re.search(r'(\d+):(\d+) left', line).groups())
     assert 499 <= 60 * minutes + seconds <= 4 * 499  # the clock is looked at a few times
 
 
-def test_show_reports_on_the_bar_of_a_terminal(run, monkeypatch, capfd):
+def test_show_reports_on_the_bar_of_a_terminal(run, monkeypatch, capsys):
     """And prints no lines."""
     texts = []
     bar = SimpleNamespace(disable=False, update=lambda n: None, close=lambda: None,
                           set_postfix_str=lambda text, refresh: texts.append(text))
     monkeypatch.setattr(progress, 'tqdm', lambda **options: bar)
-    assert shown(run, monkeypatch, capfd, 1, valid_every=1) == []
+    assert shown(run, monkeypatch, capsys, 1, valid_every=1) == []
     assert texts == ['loss 1.000, 20 tokens/s']
 
 

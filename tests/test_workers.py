@@ -141,17 +141,17 @@ def test_spread_gives_each_device_an_equal_share():
 
 
 @pytest.mark.slow
-def test_local_workers_train_as_one_does(models_dir, alone, capfd):
+def test_local_workers_train_as_one_does(models_dir, alone, capsys):
     """All in this process, without a server; one reports."""
     train.train(**flags_for(models_dir, 'local', workers=2, accumulate=2))
-    stderr = capfd.readouterr().err
+    stderr = capsys.readouterr().err
     assert stderr.count('starting from tiny; a step is 64 tokens') == stderr.count('step 6 of 6 is saved') == 1, stderr
     assert len(stderr.splitlines()) == 4 and 'port' not in stderr
     assert_trained_as(models_dir, 'local', alone)
 
 
 @pytest.mark.slow
-def test_cluster_needs_no_common_disk_and_may_change_its_size(models_dir, alone, tmp_path, monkeypatch, capfd):
+def test_cluster_needs_no_common_disk_and_may_change_its_size(models_dir, alone, tmp_path, monkeypatch, capsys):
     """Two machines start, and resume; then one machine ends the run, as one that was never moved.
 
     The other machine has the model to fine-tune and the text, under other names, but not the run that resumes.
@@ -164,15 +164,15 @@ def test_cluster_needs_no_common_disk_and_may_change_its_size(models_dir, alone,
         assert train_together(monkeypatch, [flags, elsewhere]) == [None, None]
     folder = str(tmp_path / 'models' / 'moved')
     assert run_folder.last_save(folder) == 0 and sorted(os.listdir(folder)) == ['cache', 'training']
-    capfd.readouterr()
+    capsys.readouterr()
     train.train(**flags_for(models_dir, 'moved', decay=STEPS, batch_size=2, accumulate=2))
-    stderr = capfd.readouterr().err
+    stderr = capsys.readouterr().err
     assert 'resuming from step 4 of 6' in stderr and 'order of the text' not in stderr
     assert '--workers 2 -> 1' in stderr
     assert_trained_as(models_dir, 'moved', alone)
     monkeypatch.setattr(train, 'fit', lambda *arguments: None)
     train.train(**flags_for(models_dir, 'moved', steps=8, workers=2))
-    assert 'order of the text' in capfd.readouterr().err  # eight sequences per step, not four
+    assert 'order of the text' in capsys.readouterr().err  # eight sequences per step, not four
 
 
 # Faults
@@ -191,7 +191,7 @@ def test_cluster_ends_when_a_worker_is_killed_in_a_step(forks, models_dir):
 
 @pytest.mark.slow
 def test_cluster_resumes_from_the_save_before_if_the_chief_is_killed_while_saving(
-        forks, models_dir, monkeypatch, capfd):
+        forks, models_dir, monkeypatch, capsys):
     """Saves are atomic with several workers, too. The other worker ends with one line."""
     addresses = free_addresses(2)
     flags = flags_for(models_dir, 'saving', accumulate=2)
@@ -201,11 +201,11 @@ def test_cluster_resumes_from_the_save_before_if_the_chief_is_killed_while_savin
     assert run_folder.last_save(os.path.join(models_dir, 'saving')) == 2
     monkeypatch.setattr(train, 'fit', lambda *arguments: None)
     train.train(**dict(flags, workers=2, steps=3))
-    assert 'resuming from step 2 of 3' in capfd.readouterr().err
+    assert 'resuming from step 2 of 3' in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_cluster_stops_after_the_same_step_when_one_worker_is_terminated(models_dir, monkeypatch, capfd):
+def test_cluster_stops_after_the_same_step_when_one_worker_is_terminated(models_dir, monkeypatch, capsys):
     """As when one of several machines is shut down: SIGTERM for worker 1, and the chief saves.
 
     Training is not finished, so both end with the status of SIGTERM.
@@ -220,7 +220,7 @@ def test_cluster_stops_after_the_same_step_when_one_worker_is_terminated(models_
     flags = flags_for(models_dir, 'drained', accumulate=1, save_every=1000)
     assert train_together(monkeypatch, [flags, flags]) == [None, None]
     assert process.interrupted_by == signal.SIGTERM
-    assert 'step 3 of 6 is saved; the same command resumes' in capfd.readouterr().err
+    assert 'step 3 of 6 is saved; the same command resumes' in capsys.readouterr().err
     assert run_folder.last_save(os.path.join(models_dir, 'drained')) == metrics_of(models_dir, 'drained')[-1]['step']
 
 
@@ -258,13 +258,13 @@ def test_check_equal_names_what_differs(models_dir, monkeypatch):
 
 
 @pytest.mark.slow
-def test_cluster_ends_at_once_if_the_run_is_finished(models_dir, alone, monkeypatch, capfd):
+def test_cluster_ends_at_once_if_the_run_is_finished(models_dir, alone, monkeypatch, capsys):
     """Also a machine that has nothing on its disk."""
     flags = flags_for(models_dir, alone)
     os.makedirs(beside(models_dir, 'elsewhere'), exist_ok=True)
     monkeypatch.setattr(train, 'fit', None)
     assert train_together(monkeypatch, [flags, dict(flags, models_dir=beside(models_dir, 'elsewhere'))]) == [None, None]
-    assert capfd.readouterr().err.count('has completed its 6 steps') == 1
+    assert capsys.readouterr().err.count('has completed its 6 steps') == 1
 
 
 @pytest.mark.slow
@@ -334,13 +334,13 @@ def test_connect_reports_an_index_that_two_workers_have(monkeypatch, own):
 
 
 @pytest.mark.slow
-def test_connect_reports_different_lists_of_addresses(monkeypatch, capfd):
+def test_connect_reports_different_lists_of_addresses(monkeypatch, capsys):
     """Even if they name the same machines. And each worker says which port is open, and to whom."""
     a, b = free_addresses(2)
     workers = [Cluster([a, b], 0), Cluster([a, b.replace('localhost', '127.0.0.1')], 1)]
     for error in together(monkeypatch, Cluster.connect, workers):
         assert 'has a different list of addresses in TF_CONFIG than worker 0' in str(error)
-    said = sorted(capfd.readouterr().err.splitlines())
+    said = sorted(capsys.readouterr().err.splitlines())
     assert len(said) == 2
     for index, address in enumerate((a, b)):
         port = address.split(':')[1]
@@ -494,11 +494,11 @@ def pretended_network(monkeypatch, answer):
     return clock
 
 
-def test_wait_for_all_reports_once_for_whom_it_waits(monkeypatch, capfd):
+def test_wait_for_all_reports_once_for_whom_it_waits(monkeypatch, capsys):
     """After ten seconds."""
     clock = pretended_network(monkeypatch, lambda now: now > 60)
     Cluster(['a:1', 'b:2'], 1).wait_for_all()
-    (line,) = capfd.readouterr().err.splitlines()
+    (line,) = capsys.readouterr().err.splitlines()
     assert 'worker 0' in line and 'a:1' in line and clock[0] > 60
 
 
