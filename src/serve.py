@@ -23,7 +23,7 @@ def serve(model_name='117M', host='127.0.0.1', port=8000, api_key: str = None, n
         port: 0 picks a free one
         api_key: key that clients must send; other machines may connect only with one
         no_api_key: let other machines connect without a key
-        batch_size: number of completions computed at once
+        batch_size: number of completions computed at once; more take more memory
         max_waiting: number of completions that may wait; further requests are refused
     """
     is_local = host in ('localhost', '127.0.0.1', '::1')

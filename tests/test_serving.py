@@ -57,7 +57,8 @@ def asking(port, body, path='/v1/completions', method='POST', headers=JSON):
     connection = http.client.HTTPConnection('127.0.0.1', port, timeout=SECONDS)
     try:
         connection.request(method, path, body if isinstance(body, bytes) else json.dumps(body), headers)
-        yield connection.getresponse()
+        with contextlib.closing(connection.getresponse()) as response:  # which may outlive its connection
+            yield response
     finally:
         connection.close()
 
@@ -158,13 +159,13 @@ def test_same_seed_gives_the_same_text_alone_and_beside_others(port):
 def test_openai_client_works_unchanged(port):
     """openai 0.8 on Python 3.6, the current one elsewhere."""
     openai = pytest.importorskip('openai', reason='needs openai')
-    address, prompt = 'http://127.0.0.1:%d/v1' % port, dict(model='demo', prompt=PROMPT, max_tokens=9, seed=2)
+    address, prompt = 'http://127.0.0.1:%d' % port, dict(model='demo', prompt=PROMPT, max_tokens=9, seed=2)
     if hasattr(openai, 'OpenAI'):
-        client = openai.OpenAI(api_key='any', base_url=address, max_retries=0)
+        client = openai.OpenAI(api_key='any', base_url=address + '/v1', max_retries=0)
         create, models = client.completions.create, [one.id for one in client.models.list()]
         refused, read = openai.BadRequestError, lambda chunk: chunk.choices[0].text
     else:
-        openai.api_key, openai.api_base = 'any', address
+        openai.api_key, openai.api_base = 'any', address  # to which it adds /v1
         create, models = openai.Completion.create, ['demo']
         refused, read = openai.error.InvalidRequestError, lambda chunk: chunk['choices'][0]['text']
     assert models == ['demo']
@@ -515,8 +516,8 @@ class Held(Engine):
 class Quiet(object):
     """A row that only waits."""
 
-    def __init__(self, length=3):
-        self.prompt, self.ended, self.failed = [1] * length, False, None
+    def __init__(self, length=3, max_tokens=99):
+        self.prompt, self.max_tokens, self.ended, self.failed = [1] * length, max_tokens, False, None
 
     def fail(self, message):
         self.ended, self.failed = True, message
@@ -547,11 +548,12 @@ def test_engine_refuses_rows_over_its_limit_and_forgets_those_withdrawn():
 
 
 def test_engine_computes_prompts_of_like_length_together():
+    """A row joins a longer one only if it wants enough tokens to use the steps in which that one's prompt is fed."""
     engine = Held(None, '', '', '', 8, 8)
-    rows = [Quiet(3), Quiet(200), Quiet(60), Quiet(210)]
+    rows = [Quiet(3), Quiet(200), Quiet(60), Quiet(195, 5), Quiet(194, 5)]
     engine.submit(rows)
-    wait_until(lambda: len(engine.started) == 2)
-    assert engine.started == [[rows[0], rows[2]], [rows[1], rows[3]]]
+    wait_until(lambda: len(engine.started) == 3)
+    assert engine.started == [[rows[0], rows[2]], [rows[1], rows[3]], [rows[4]]]
     engine.go.set()
 
 
@@ -591,8 +593,8 @@ class Listed(Quiet):
     """A row that keeps its tokens, and calls a function after each."""
 
     def __init__(self, n, prompt=(1, 2), after=lambda row: None, seed=0):
-        super(Listed, self).__init__()
-        self.prompt, self.max_tokens, self.draws = list(prompt), n, random_draws(seed, [0], n)[0]
+        super(Listed, self).__init__(max_tokens=n)
+        self.prompt, self.draws = list(prompt), random_draws(seed, [0], n)[0]
         self.temperature, self.top_k, self.top_p = 1.0, 0, 1.0
         self.wants_top, self.is_scored, self.tokens, self.after = False, False, [], after
         self.done = threading.Event()

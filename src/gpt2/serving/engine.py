@@ -22,7 +22,7 @@ MAX_TOP = 10  # most likely tokens that are found for each token
 MAX_BATCHES = 8  # that run at the same time
 PROMPT_BATCHES = 2  # that start at once; with more running, a row waits for each of them, so that others can join it
 WAIT_SECONDS = 0.5
-MAX_SPREAD = 64  # tokens between the longest and the shortest prompt of a batch: the rest is fed token by token
+MAX_SPREAD = 64  # tokens by which prompts of a batch may differ: this part of the longer ones is fed token by token
 CHECK_EVERY_SECONDS = 0.1  # whether a row has waited for long enough
 
 
@@ -247,7 +247,7 @@ class Engine(object):
         first = self.waiting[0]
         if len(self.running) >= PROMPT_BATCHES and time.time() - first.since < WAIT_SECONDS * len(self.running):
             return []
-        return [row for row in self.waiting if abs(len(row.prompt) - len(first.prompt)) <= MAX_SPREAD][:n_free]
+        return [row for row in self.waiting if is_worth_joining(row, first)][:n_free]
 
     # A batch
 
@@ -311,6 +311,12 @@ class Engine(object):
             self.turns.take()
             batch.has_turn = True
         return ended_A
+
+
+def is_worth_joining(*rows):
+    """Whether to compute two rows together. While the longer prompt is fed token by token, the other row grows."""
+    shorter, longer = sorted(rows, key=lambda row: len(row.prompt))
+    return len(longer.prompt) - len(shorter.prompt) <= min(MAX_SPREAD, shorter.max_tokens)
 
 
 def padded(prompts):

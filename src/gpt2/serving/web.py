@@ -1,4 +1,5 @@
 """The HTTP side of the server: addresses, keys, limits, errors, metrics. Flask routes, waitress serves."""
+from collections import OrderedDict
 import contextlib
 import hmac
 import itertools
@@ -134,23 +135,25 @@ def application(engine, text_encoder, model_name, host, api_key):
 
     @app.route('/v1/completions', methods=['POST'])
     def complete():
-        started, asked = time.time(), None
+        started = time.time()
         try:
             asked = Request(json_body(), text_encoder, engine.hparams, model_name, engine.max_waiting)
             engine.submit(asked.choices)
-        except Full:
-            metrics.count(503, time.time() - started, {})
-            raise Refusal('too many requests are waiting; try again later', status=503)
-        except Refusal as refusal:
+        except (Full, Refusal) as error:
+            refusal = error if isinstance(error, Refusal) else Refusal(
+                'too many requests are waiting; try again later', status=503)
             metrics.count(refusal.status, time.time() - started, {})
-            raise
+            raise refusal
         is_gone = flask.request.environ.get('waitress.client_disconnected', lambda: False)
-        pieces = asked.pieces(is_gone, lambda: time.time() - started > MAX_SECONDS)
-        chunks = answered(asked, pieces, model_name, engine, lambda status: metrics.count(
-            status, time.time() - started, asked.usage()))
+        pieces = followed(asked, engine, is_gone, metrics, started)
+        frame = OrderedDict([('id', 'cmpl-' + uuid.uuid4().hex), ('object', 'text_completion'),
+                             ('created', int(started)), ('model', model_name)])
         if asked.stream:
-            return flask.Response(chunks, mimetype='text/event-stream')
-        return next(chunks)
+            return flask.Response(stream(asked, pieces, frame), mimetype='text/event-stream')
+        pieces = sorted(pieces, key=lambda pair: pair[0].index)
+        choices = [asked.choice_json(choice, joined([piece for _, piece in group]), True)
+                   for choice, group in itertools.groupby(pieces, lambda pair: pair[0])]
+        return json_response(OrderedDict(frame, choices=choices, usage=asked.usage()))
 
     return app
 
@@ -165,35 +168,34 @@ def json_body():
         raise Refusal('the body is not JSON: %s' % error)
 
 
-def answered(asked, pieces, model_name, engine, count):
-    """Yield the events of a stream, or one response. count: function that is called with the status at the end."""
-    frame = [('id', 'cmpl-' + uuid.uuid4().hex), ('object', 'text_completion'), ('created', int(time.time())),
-             ('model', model_name)]
-    status = 499  # a client that is gone does not let a stream end
+def followed(asked, engine, is_gone, metrics, started):
+    """Yield a Request's pieces. However that ends, nothing more is computed for it then, and it is counted."""
+    status = 499  # unless the client hears the end
     try:
-        if not asked.stream:
-            pieces = sorted(pieces, key=lambda pair: pair[0].index)
-            choices = [asked.choice_json(choice, joined([piece for _, piece in group]), True)
-                       for choice, group in itertools.groupby(pieces, lambda pair: pair[0])]
-            status = 200
-            yield json_response(dict(frame, choices=choices, usage=asked.usage()))
-            return
-        begun = set()
-        for choice, piece in pieces:
-            yield event(dict(frame, choices=[asked.choice_json(choice, piece, choice not in begun)]))
-            begun.add(choice)
-        if asked.with_usage:
-            yield event(dict(frame, choices=[], usage=asked.usage()))
+        yield from asked.pieces(is_gone, lambda: time.time() - started > MAX_SECONDS)
         status = 200
-        yield 'data: [DONE]\n\n'
     except Refusal as refusal:
         status = refusal.status
-        if not asked.stream:
-            raise
-        yield event(refusal.json())
+        raise
     finally:
         engine.withdraw(asked.choices)
-        count(status)
+        metrics.count(status, time.time() - started, asked.usage())
+
+
+def stream(asked, pieces, frame):
+    """Yield server-sent events. frame: what all of them have."""
+    begun = set()
+    with contextlib.closing(pieces):
+        try:
+            for choice, piece in pieces:
+                yield event(OrderedDict(frame, choices=[asked.choice_json(choice, piece, choice not in begun)]))
+                begun.add(choice)
+        except Refusal as refusal:
+            yield event(refusal.json())
+            return
+        if asked.with_usage:
+            yield event(OrderedDict(frame, choices=[], usage=asked.usage()))
+        yield 'data: [DONE]\n\n'
 
 
 def event(values):
