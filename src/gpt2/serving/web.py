@@ -85,7 +85,6 @@ def json_response(values, status=200):
 def application(engine, text_encoder, model_name, host, api_key):
     """The Flask application."""
     app = flask.Flask('gpt2', static_folder=None)
-    app.config['MAX_CONTENT_LENGTH'] = MAX_BODY_BYTES
     metrics = Metrics(engine)
     with open(PAGE, encoding='utf-8') as file:
         page = file.read()
@@ -162,6 +161,8 @@ def json_body():
     """The value of the request's body. Raises Refusal unless it is JSON."""
     if flask.request.mimetype != 'application/json':  # any page on the web may send another type here
         raise Refusal('the body must be JSON, with the header Content-Type: application/json', status=415)
+    if (flask.request.content_length or 0) > MAX_BODY_BYTES:
+        raise Refusal('the body has more than %d bytes' % MAX_BODY_BYTES, status=413)
     try:
         return files.parse_json(flask.request.get_data().decode('utf-8'))
     except ValueError as error:
