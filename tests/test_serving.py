@@ -635,11 +635,15 @@ def test_engine_lets_a_short_row_by_while_a_long_one_runs(engine):
 
 
 @pytest.mark.slow
-def test_engine_ends_a_batch_whose_clients_are_gone(engine):
+def test_engine_ends_a_batch_whose_clients_are_gone(engine, monkeypatch):
+    """The batch takes no turn after the token at which its last client went away."""
+    wait_until(lambda: not engine.running)
+    taken, take = [], engine.turns.take
+    monkeypatch.setattr(engine.turns, 'take', lambda: taken.append(take()))
     row = Listed(28, after=lambda row: len(row.tokens) == 3 and engine.withdraw([row]))
     engine.submit([row])
     wait_until(lambda: not engine.running and not engine.waiting)
-    assert len(row.tokens) == 3
+    assert len(row.tokens) == 3 and len(taken) == 2
 
 
 @pytest.mark.slow
