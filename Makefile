@@ -1,6 +1,7 @@
 # make sample                     generate a sample with models/demo, in a virtual environment that this creates
 # make download MODEL=345M        download a released model; the default is 117M
 # make interactive MODEL=117M     continue the prompts you type; FLAGS='--top_k 40' passes flags, also to make sample
+# make serve MODEL=117M           open a page to type into, and an API, at http://127.0.0.1:8000
 # make activate                   print the file to source in a shell before running the scripts directly
 # make check                      run the tests that take about a minute together
 # make test PYTHON=python3.6      run all tests, here with TensorFlow 1.12.0; PYTEST_ARGS='-k encoder' selects some
@@ -34,7 +35,7 @@ no_tensorflow = $(PYTHON) $(if $(version),is Python $(version),does not run): \
 venv := .venv-$(version)-$(shell printf '%s' '$(TENSORFLOW)' | tr -cs 'A-Za-z0-9.' '-')
 python := $(venv)/bin/python
 
-.PHONY: help sample download interactive activate check test lint samples pictures bench version clean
+.PHONY: help sample download interactive serve activate check test lint samples pictures bench version clean
 
 help:
 	@sed -n '/^#/!q; s/^# //p' Makefile
@@ -47,6 +48,9 @@ download: $(venv)/installed
 
 interactive: $(venv)/installed
 	@$(python) src/interactive_conditional_samples.py --model_name $(or $(MODEL),demo) $(FLAGS)
+
+serve: $(venv)/installed
+	@$(python) src/serve.py --model_name $(or $(MODEL),demo) $(FLAGS)
 
 activate: $(venv)/installed
 	@echo '$(abspath $(venv))/bin/activate'

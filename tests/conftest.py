@@ -29,7 +29,8 @@ for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
 
 
 # pytest-xdist gives each process a file at a time, so that a file's models are built once; these files take longest.
-FIRST = ['on_ray', 'generation', 'evaluate', 'train', 'model', 'sampler', 'sample', 'workers', 'scripts', 'process']
+FIRST = ['on_ray', 'generation', 'evaluate', 'serving', 'train', 'model', 'sampler', 'sample', 'workers', 'scripts',
+         'process']
 
 
 def pytest_configure(config):

@@ -23,7 +23,7 @@ EVERYTHING = sorted(SOURCES + glob.glob(os.path.join(ROOT, 'benchmarks', '*.py')
                     + [path for path in glob.glob(os.path.join(ROOT, 'tests', '**', '*.py'), recursive=True)
                        if path not in SOURCES])
 COMMANDS = ['convert', 'evaluate', 'generate_dataset', 'generate_unconditional_samples',
-            'interactive_conditional_samples', 'train']
+            'interactive_conditional_samples', 'serve', 'train']
 LIBRARY = ['gpt2.sampler', 'sample', 'model', 'encoder', 'gpt2.checkpoint', 'gpt2.session', 'gpt2.corpus',
            'gpt2.chart', 'gpt2.releases', 'gpt2.fast', 'gpt2.system']
 # For each package or module those that it may import (docs/design.md), all of them further up in this table. A package
@@ -45,6 +45,7 @@ MAY_IMPORT = collections.OrderedDict([
     ('gpt2.evaluation', LIBRARY),
     ('gpt2.generation', LIBRARY),
     ('gpt2.training', LIBRARY),
+    ('gpt2.serving', LIBRARY + ['gpt2.evaluation.scorer']),
 ])
 # These answer before TensorFlow is loaded, which takes seconds.
 WITHOUT_TENSORFLOW = ['encoder', 'gpt2.corpus', 'gpt2.releases', 'gpt2.system']
@@ -260,7 +261,7 @@ def test_sessions_and_savers_are_made_in_few_modules(module):
     ('gpt2.training.run_folder', ['tensorflow']), ('gpt2.checkpoint', ['tensorflow']),
     ('generate_unconditional_samples', ['tensorflow']),
     ('interactive_conditional_samples', ['tensorflow']), ('convert', ['tensorflow']), ('evaluate', ['tensorflow']),
-    ('train', ['tensorflow'])])
+    ('serve', ['tensorflow']), ('train', ['tensorflow'])])
 def test_imports_do_not_wait_for_tensorflow(module, without):
     """--help, a mistyped flag, a missing model and the tokenizer answer at once."""
     program = 'import sys; sys.path.insert(0, %r); import %s; print([name for name in %r if name in sys.modules])' % (

@@ -30,7 +30,7 @@ from gpt2.system import process
 from gpt2.evaluation import (
     batches, benchmarks, cbt, detokenize, documents, lambada, language_modeling, loading, scorer, table)
 from gpt2.evaluation.benchmarks import measure
-from helpers import reference
+from helpers import peers, reference
 from helpers.paths import ROOT
 from helpers.processes import SECONDS, Conversation
 
@@ -655,48 +655,17 @@ def harness(case, torch_model):
                 max_length=case.model.hparams.n_ctx, prefix_token_id=case.model.encoder.end_of_text)
 
 
-def harness_results(harness, task, path, folder):
-    """What lm-eval says about a task whose documents are the lines of a JSON file."""
-    from lm_eval.evaluator import simple_evaluate
-    from lm_eval.tasks import TaskManager
-    task.update(task='local', dataset_path='json', dataset_name=None, test_split='test',
-                dataset_kwargs={'data_files': {'test': path}, 'cache_dir': folder})
-    task.pop('tag', None)
-    manager = TaskManager(include_defaults=False)  # otherwise it reads the files of thousands of tasks
-    results = simple_evaluate(model=harness, tasks=[task], bootstrap_iters=0, log_samples=False, task_manager=manager)
-    return {name.split(',')[0]: value for name, value in results['results']['local'].items()}
-
-
 @pytest.mark.slow
 def test_measure_lambada_equals_lm_eval(case, harness, shared, tmpdir):
-    import lm_eval.tasks
-    import yaml
-    tasks = os.path.dirname(lm_eval.tasks.__file__)
-    with open(os.path.join(tasks, 'lambada', 'lambada_openai.yaml'), encoding='utf-8') as file:
-        task = yaml.safe_load(file)
-    path = str(tmpdir.join('lambada.jsonl'))
     passages = lambada.read('lambada', os.path.join(shared, 'eval', 'lambada_test.jsonl'))[:40]
     guess = case.model.guesser([])
-    passages[1::2] = [with_guess(case.model, guess, passage) for passage in passages[1::2]]
-    with open(path, 'w', encoding='utf-8') as file:
-        file.writelines(json.dumps({'text': passage}) + '\n' for passage in passages)
-    theirs = harness_results(harness, task, path, str(tmpdir))
+    passages[1::2] = [peers.with_guess(case.model, guess, passage) for passage in passages[1::2]]
+    theirs = peers.harness_lambada(harness, passages, str(tmpdir))
     ours = {figure.protocol: figure.value for figure in measure(case.model, 'lambada', passages, ALL)}
     assert ours['as it is; last word; perplexity'] == pytest.approx(theirs['perplexity'], rel=1e-4)
     assert ours['as it is; last word; accuracy'] == pytest.approx(100 * theirs['acc'], rel=1e-4)
     # tiny has no token for a word
     assert 0 < theirs['acc'] < 1 or case.model.name == 'tiny', 'no passage proves what a hit is'
-
-
-def with_guess(model, guess, passage):
-    """The passage with what the model guesses in place of its last word, if that is a word of one token."""
-    before = passage.rpartition(' ')[0]
-    ids = model.encoder.encode(before)
-    fed = ids[-model.hparams.n_ctx:]
-    top = int(guess(np.array([fed + [0]]), len(fed))[1][0, 0])
-    word = model.encoder.decode([top])
-    is_word = re.match(r' \S+\Z', word) and model.encoder.encode(before + word) == ids + [top]
-    return before + word if is_word else passage
 
 
 @pytest.mark.slow
@@ -714,7 +683,7 @@ def test_measure_wikitext_equals_lm_eval(case, harness, shared, tmpdir):
             'doc_to_target': lambda doc: detokenize.detokenize(doc['page'], detokenize.WIKITEXT),
             'process_results': preprocess_wikitext.process_results,
             'metric_list': [{'metric': name} for name in ('word_perplexity', 'byte_perplexity', 'bits_per_byte')]}
-    theirs = harness_results(harness, task, path + '.json', str(tmpdir))
+    theirs = peers.harness_results(harness, task, path + '.json', str(tmpdir))
     ours = {figure.protocol: figure.value for figure in measure(case.model, 'wikitext103', ''.join(pages), ALL)}
     name = 'detokenized, each page alone, last window filled; perplexity per word as lm-eval counts'
     assert ours[name] == pytest.approx(theirs['word_perplexity'], rel=1e-4)

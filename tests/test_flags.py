@@ -15,6 +15,7 @@ import generate_unconditional_samples
 import gpt2
 from gpt2.system import flags
 import interactive_conditional_samples
+import serve
 import train
 from helpers.paths import ROOT
 from helpers.processes import SECONDS, Conversation, environment, finished
@@ -179,7 +180,7 @@ def main(seed=0, top_k=40, coats=3, models_dir='models'):
 
 @pytest.mark.parametrize('command', sorted(evaluate.COMMANDS.values(), key=lambda command: command.__name__) + [
     download_model.download, generate_dataset.generate_dataset, generate_unconditional_samples.sample_model,
-    interactive_conditional_samples.interact_model, train.train], ids=lambda command: command.__name__)
+    interactive_conditional_samples.interact_model, serve.serve, train.train], ids=lambda command: command.__name__)
 def test_help_of_every_command_describes_every_flag(command):
     """In its docstring or in SHARED_HELP."""
     blocks = re.findall(r'\n    (?:-., )?--(\w+)=.*((?:\n        .*)+)', flags.help_text(command))
