@@ -11,13 +11,13 @@ import pytest
 
 from helpers.processes import SECONDS
 
-KEYS = {'Enter': 13, 'Escape': 27, 'Tab': 9, ' ': 32, 'End': 35, 'Home': 36, 'ArrowLeft': 37, 'ArrowRight': 39}
+KEYS = {'Enter': 13, 'Escape': 27, 'Tab': 9, ' ': 32, 'End': 35, 'Home': 36, 'ArrowLeft': 37, 'ArrowRight': 39, 'Backspace': 8}
 TEXT_OF = {'Enter': '\r', ' ': ' '}
 CONTROL, SHIFT = 2, 8  # modifiers of a key
 
 
 class Browser:
-    """A browser with one tab, whose profile is in a folder. Leaving the `with` ends it."""
+    """A browser with one tab. Its profile is in a folder. Leaving the `with` ends it."""
 
     def __init__(self, folder):
         if not shutil.which('chromium'):
@@ -32,11 +32,8 @@ class Browser:
              '--user-data-dir=%s' % folder, '--remote-debugging-pipe', 'about:blank'],
             pass_fds=[theirs.fileno()], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         theirs.close()
-        self.unread, self.number, self.events, self.session = b'', 0, [], None
-        target = self.call('Target.createTarget', url='about:blank')['targetId']
-        self.session = self.call('Target.attachToTarget', targetId=target, flatten=True)['sessionId']
-        for domain in 'Page', 'Runtime', 'Log':
-            self.call(domain + '.enable')
+        self.unread, self.number, self.events, self.session, self.context = b'', 0, [], None, None
+        self.forget()
 
     def __enter__(self):
         return self
@@ -45,6 +42,18 @@ class Browser:
         self.socket.close()
         self.process.kill()
         self.process.wait()
+
+    def forget(self):
+        """Begin again with an empty tab, as if nothing had ever been opened, and a desktop's window."""
+        self.session = None  # what follows is said to the browser, not to the tab
+        if self.context:
+            self.call('Target.disposeBrowserContext', browserContextId=self.context)
+        self.context = self.call('Target.createBrowserContext')['browserContextId']
+        target = self.call('Target.createTarget', url='about:blank', browserContextId=self.context)['targetId']
+        self.session = self.call('Target.attachToTarget', targetId=target, flatten=True)['sessionId']
+        for domain in 'Page', 'Runtime', 'Log':
+            self.call(domain + '.enable')
+        self.look(1400, 900)
 
     def receive(self):
         """The next message, which is the answer to a call or an event."""

@@ -31,12 +31,12 @@ def encode(text):
 
 
 def predict(ids):
-    """The (id, probability) of every token that may follow, the most likely first: a half, a quarter, ...
+    """The (id, probability) of every token that may follow, the most likely first: 0.48, 0.25, ... 0.00005
 
     Which is first looks random; but what begins an emoji is completed.
     """
     first = ids[-1] + 1 if ids[-1] in EMOJI[:2] else zlib.crc32(repr(ids).encode('ascii'))
-    return [((first + place) % len(TOKENS), 0.5 ** (place + 1)) for place in range(len(TOKENS))]
+    return [((first + place) % len(TOKENS), 0.48 * 0.52 ** place) for place in range(len(TOKENS))]
 
 
 def continuation(ids, n):
