@@ -144,15 +144,16 @@ def test_settings_reach_the_server(page, server):
     assert dict(asked, prompt='') == dict(ASKED, prompt='', max_tokens=7, temperature=0.15, top_k=3, top_p=0.9, seed=5)
 
 
-@pytest.mark.parametrize('field, value', [('temperature', '-1'), ('top_p', '0'), ('max_tokens', ''), ('seed', '1.5')])
-def test_settings_that_are_wrong_are_shown_and_not_sent(page, server, field, value):
-    put(page, '[name=%s]' % field, value)
-    page.run('document.querySelector("details").open = true')
-    put(page, '[name=%s]' % field, value)
-    page.run('document.querySelector("details").open = false')
-    click(page, '#generate')
-    assert page.run('return document.activeElement.name + document.querySelector("details").open') == field + 'true'
-    assert not server.requests and get(page, '#verb') == 'Generate'
+def test_settings_that_are_wrong_are_shown_and_not_sent(page, server):
+    """The settings open, and the field that is wrong gets the focus."""
+    for field, value, right in ('temperature', '-1', '1'), ('top_p', '0', '1'), ('max_tokens', '', '9'), ('seed', '1.5', ''):
+        page.run('document.querySelector("details").open = true')
+        put(page, '[name=%s]' % field, value)
+        page.run('document.querySelector("details").open = false')
+        click(page, '#generate')
+        assert page.run('return [document.activeElement.name, document.querySelector("details").open]') == [field, True]
+        assert not server.requests and get(page, '#verb') == 'Generate'
+        put(page, '[name=%s]' % field, right)
 
 
 def test_text_grows_token_by_token_until_stop(page, server):
@@ -263,6 +264,7 @@ def test_choose_goes_on_from_any_of_the_tokens(page, server):
         assert get(page, '#text') == 'The King' + text_of(start[len(ids):] + continuation(start, 30))
         page.click('[...document.querySelectorAll("#text i")].find(one => one.first === %d)' % n)
         assert card(page) == expected_card(ids + new[:n], start[-1])
+        page.press('Escape')  # the card may cover the buttons
         click(page, '#undo')
         assert get(page, '#text') == 'The King' + text_of(new)
 
@@ -543,6 +545,8 @@ def test_nothing_is_wider_than_the_screen(page, server, width, height):
     server.model = 'm' * 300
     open_page(page, server)
     generate(page, 'x' * 300 + '\t' * 40, length=100)
+    # The end of the text has stayed in sight while it grew.
+    assert page.run("return [...document.querySelectorAll('#text i')].pop().getBoundingClientRect().bottom") <= height
     click(page, '#coloured')
     n_elements = page.run('return document.querySelectorAll("#text i").length')
     for n in 0, n_elements // 2, n_elements - 1:
