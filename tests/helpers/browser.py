@@ -2,6 +2,7 @@
 
 chromedevtools.github.io/devtools-protocol documents the methods that `Browser.call` calls.
 """
+import base64
 import json
 import shutil
 import socket
@@ -131,6 +132,11 @@ class Browser:
         self.call('Emulation.setDeviceMetricsOverride', width=width, height=height, deviceScaleFactor=scale,
                   mobile=width < 500)
         self.call('Emulation.setEmulatedMedia', features=[dict(name='prefers-color-scheme', value=scheme)])
+
+    def picture(self, path):
+        """Write what is in the window into a PNG file."""
+        with open(path, 'wb') as file:
+            file.write(base64.b64decode(self.call('Page.captureScreenshot')['data']))
 
     def complaints(self):
         """What the browser's console says: errors, and what the page's security policy forbids."""

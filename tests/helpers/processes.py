@@ -12,7 +12,7 @@ import termios
 
 UNCONDITIONAL, INTERACTIVE = 'generate_unconditional_samples.py', 'interactive_conditional_samples.py'
 QUESTION = b'Model prompt >>> '
-SECONDS = 100  # more than any process takes, even on a busy machine
+SECONDS = 600  # more than any process takes, even on a busy machine
 CTRL_C, CTRL_D = b'\x03', b'\x04'
 # Makes the terminal it runs on its controlling terminal, as for a shell's child; otherwise Ctrl-C is only a character.
 ON_THE_TERMINAL = [sys.executable, '-c', 'import fcntl, os, sys, termios\n'
