@@ -70,6 +70,7 @@ def serving(folder):
         chromium.wait('document.querySelector("#verb").textContent === "Generate"')
         chromium.click('document.querySelector("#coloured")')
         chromium.click('[...document.querySelectorAll("#text i")].find(token => token.textContent === "princess")')
+        chromium.point('document.querySelector("h1")')  # where the mouse changes nothing
         chromium.picture(picture)
     return picture
 
