@@ -41,7 +41,8 @@ NO_EXAMPLES = 'docs/design.md', 'docs/style.md'  # their blocks are parts of the
 SHOWN = 'output', 'text', 'yaml', 'bibtex'
 COMMANDS = {
     'download_model.py': download_model.download, 'src/train.py': train.train, 'src/evaluate.py': evaluate.COMMANDS,
-    'src/convert.py': convert.COMMANDS, 'src/serve.py': serve.serve, 'src/generate_dataset.py': generate_dataset.generate_dataset,
+    'src/convert.py': convert.COMMANDS, 'src/serve.py': serve.serve,
+    'src/generate_dataset.py': generate_dataset.generate_dataset,
     'src/generate_unconditional_samples.py': generate_unconditional_samples.sample_model,
     'src/interactive_conditional_samples.py': interactive_conditional_samples.interact_model}
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Draw the pictures of the documentation again: `make pictures`, or make.py speed.png for some of them. Takes minutes.
 
-Needs chromium for terminal.png, page.png and serving.png, and matplotlib for the charts. speed.png is drawn from the table in
-docs/performance.md; the others show what the commands print and draw, with the demo model.
+Needs chromium for terminal.png, page.png and serving.png, and matplotlib for the charts. speed.png is drawn from the
+table in docs/performance.md; the others show what the commands print and draw, with the demo model.
 """
 import collections
 import html
@@ -60,9 +60,11 @@ def page(folder):
 def serving(folder):
     """The page of the server: a text of the demo model, and what else it thought of in the place of a word."""
     picture = os.path.join(folder, 'serving.png')
-    with Conversation(command('serve.py', '--model_name', 'demo', '--port', '0')) as server, Browser(folder) as chromium:
+    serve = command('serve.py', '--model_name', 'demo', '--port', '0')
+    with Conversation(serve) as server, Browser(folder) as chromium:
         address = server.read_until(b'/\n').decode('utf-8').split()[-1]
         chromium.look(800, 860, scale=1.5)
+        chromium.call('Emulation.setScrollbarsHidden', hidden=True)
         chromium.open(address)
         chromium.wait('document.querySelector("#model").textContent')
         chromium.run('document.querySelector("[name=seed]").value = 3')

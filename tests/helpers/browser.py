@@ -12,8 +12,7 @@ import pytest
 
 from helpers.processes import SECONDS
 
-KEYS = {'Enter': 13, 'Escape': 27, 'Tab': 9, ' ': 32, 'End': 35, 'Home': 36, 'ArrowLeft': 37, 'ArrowRight': 39, 'Backspace': 8}
-TEXT_OF = {'Enter': '\r', ' ': ' '}
+KEYS = {'Backspace': 8, 'Tab': 9, 'Enter': 13, 'Escape': 27, 'End': 35, 'Home': 36, 'ArrowLeft': 37, 'ArrowRight': 39}
 CONTROL, SHIFT = 2, 8  # modifiers of a key
 
 
@@ -87,9 +86,9 @@ class Browser:
             self.events.append(self.receive())
 
     def run(self, script, *arguments):
-        """What a JavaScript function returns, or resolves to, in the page. script: the body of an async function of `a`.
+        """What an async JavaScript function returns in the page.
 
-        arguments: become the elements of `a`.
+        script: its body, in which arguments are the elements of `a`.
         """
         expression = '(async a => { %s })(%s)' % (script, json.dumps(arguments))
         answer = self.call('Runtime.evaluate', expression=expression, awaitPromise=True, returnByValue=True,
@@ -99,8 +98,11 @@ class Browser:
 
     def wait(self, condition, *arguments):
         """Wait until a JavaScript expression is true, and return its value."""
-        return self.run('for (let value;;) { if (value = %s) return value; await new Promise(go => setTimeout(go, 5)); }'
-                        % condition, *arguments)
+        return self.run("""for (;;) {
+            const value = %s;
+            if (value) return value;
+            await new Promise(go => setTimeout(go, 5));
+        }""" % condition, *arguments)
 
     def type(self, text):
         """Insert text where the cursor is."""
@@ -110,8 +112,8 @@ class Browser:
         """Press keys, such as Enter, one after the other."""
         for key in keys:
             event = dict(key=key, code=key, windowsVirtualKeyCode=KEYS[key], modifiers=modifiers)
-            text = {} if modifiers & CONTROL or key not in TEXT_OF else {'text': TEXT_OF[key]}
-            self.call('Input.dispatchKeyEvent', type='keyDown', **dict(event, **text))
+            text = '\r' if key == 'Enter' and not modifiers else ''
+            self.call('Input.dispatchKeyEvent', type='keyDown', text=text, **event)
             self.call('Input.dispatchKeyEvent', type='keyUp', **event)
 
     def point(self, element, n_clicks=0):
