@@ -273,7 +273,7 @@ def test_choose_goes_on_from_any_of_the_tokens(page, server):
 
 
 def test_choose_while_the_text_grows(page, server):
-    """The request that runs is given up; none of its tokens gets into the new text, not even one that was on its way."""
+    """The request that runs is given up; none of its tokens gets into the new text, not even one on its way."""
     page.run("""const read = ReadableStreamDefaultReader.prototype.read;
         let last;
         ReadableStreamDefaultReader.prototype.read = function() {
