@@ -4,6 +4,7 @@ A block of code says in its first line what it is:
     ```bash, ```python          an example, which is run in a copy of the repository, page by page in order
     ```bash not run: REASON     an example that cannot run within seconds on any machine
     ```bash needs PACKAGE       an example that is run where this package is installed
+    ```bash with a server       an example that is run while serve.py serves the demo model, on another port than 8000
     ```output                   what the example above prints; [...] stands for anything
     ```text, ```yaml, ...       no example
 """
@@ -29,8 +30,9 @@ import generate_unconditional_samples
 import gpt2
 from gpt2.system import flags
 from helpers.paths import ROOT, SRC, TESTS
-from helpers.processes import environment
+from helpers.processes import Conversation, environment, finished
 import interactive_conditional_samples
+import serve
 import train
 
 PAGES = sorted(['README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'gpt-2-samples/README.md', 'models/demo/README.md']
@@ -39,7 +41,8 @@ NO_EXAMPLES = 'docs/design.md', 'docs/style.md'  # their blocks are parts of the
 SHOWN = 'output', 'text', 'yaml', 'bibtex'
 COMMANDS = {
     'download_model.py': download_model.download, 'src/train.py': train.train, 'src/evaluate.py': evaluate.COMMANDS,
-    'src/convert.py': convert.COMMANDS, 'src/generate_dataset.py': generate_dataset.generate_dataset,
+    'src/convert.py': convert.COMMANDS, 'src/serve.py': serve.serve,
+    'src/generate_dataset.py': generate_dataset.generate_dataset,
     'src/generate_unconditional_samples.py': generate_unconditional_samples.sample_model,
     'src/interactive_conditional_samples.py': interactive_conditional_samples.interact_model}
 
@@ -81,7 +84,7 @@ def place(block):
 @pytest.mark.parametrize('block', BLOCKS, ids=place)
 def test_block_is_run_or_says_why_not(block):
     if block.language in ('bash', 'python'):
-        assert not block.mark or re.match(r'not run: .{10}|needs \w+$', block.mark), (
+        assert not block.mark or re.match(r'not run: .{10}|needs \w+$|with a server$', block.mark), (
             'write ```%s not run: REASON' % block.language)
     else:
         assert block.language in SHOWN and not block.mark, 'write ```bash, ```python or one of %s' % (SHOWN,)
@@ -103,8 +106,27 @@ def test_examples_run_and_print_what_the_page_shows(tmp_path):
     stdout, stderr = process.communicate(timeout=3600)  # which only ends a hang
     assert process.returncode == 0, stderr.decode('utf-8')
     for block, printed in zip(RUN, json.loads(stdout.decode('utf-8').splitlines()[-1])):
-        pattern = '.*' if block.output is None else '.*'.join(map(re.escape, block.output.split('[...]')))
-        assert re.match(pattern + r'\Z', printed, re.DOTALL), '%s: now it prints\n%s' % (place(block), printed)
+        check_output(block, printed)
+
+
+def check_output(block, printed):
+    pattern = '.*' if block.output is None else '.*'.join(map(re.escape, block.output.split('[...]')))
+    assert re.match(pattern + r'\Z', printed, re.DOTALL), '%s: now it prints\n%s' % (place(block), printed)
+
+
+@pytest.mark.slow
+def test_examples_with_a_server_run_and_print_what_the_page_shows():
+    """As they are, but for the port."""
+    pytest.importorskip('openai', minversion='1', reason='needs openai')
+    blocks = [block for block in BLOCKS if block.mark == 'with a server']
+    with Conversation([sys.executable, os.path.join(SRC, 'serve.py'), '--model_name', 'demo', '--port', '0']) as server:
+        port = re.search(r':(\d+)/', server.read_until(b'/\n').decode('utf-8')).group(1)
+        for block in blocks:
+            shell = {'bash': ['bash', '-euo', 'pipefail', '-c'], 'python': [sys.executable, '-c']}[block.language]
+            status, stdout, stderr = finished(shell + [block.text.replace(':8000/', ':%s/' % port)])
+            assert status == 0, stderr.decode('utf-8')
+            check_output(block, stdout.decode('utf-8'))
+    assert {block.language for block in blocks} == {'bash', 'python'}
 
 
 def commands_in(text):

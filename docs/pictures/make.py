@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Draw the pictures of the documentation again: `make pictures`, or make.py speed.png for some of them. Takes minutes.
 
-Needs chromium for terminal.png and page.png, and matplotlib for the charts. speed.png is drawn from the table in
-docs/performance.md; the others show what the commands print and draw, with the demo model.
+Needs chromium for terminal.png, page.png and serving.png, and matplotlib for the charts. speed.png is drawn from the
+table in docs/performance.md; the others show what the commands print and draw, with the demo model.
 """
 import collections
 import html
@@ -20,6 +20,7 @@ sys.path.extend(os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pard
 import PIL.Image  # which matplotlib needs, too
 
 import benchmark
+from helpers.browser import Browser
 from helpers.paths import HELD_OUT, ROOT
 from helpers.processes import CTRL_D, QUESTION, Conversation, environment
 
@@ -54,6 +55,26 @@ def page(folder):
     path = os.path.join(folder, 'page.html')
     subprocess.check_call(command('evaluate.py', 'text', HELD_OUT, '--model_name', 'demo', '--html', path))
     return browser(path, 800, 1200)
+
+
+def serving(folder):
+    """The page of the server: a text of the demo model, and what else it thought of in the place of a word."""
+    picture = os.path.join(folder, 'serving.png')
+    serve = command('serve.py', '--model_name', 'demo', '--port', '0')
+    with Conversation(serve) as server, Browser(folder) as chromium:
+        address = server.read_until(b'/\n').decode('utf-8').split()[-1]
+        chromium.look(800, 860, scale=1.5)
+        chromium.call('Emulation.setScrollbarsHidden', hidden=True)
+        chromium.open(address)
+        chromium.wait('document.querySelector("#model").textContent')
+        chromium.run('document.querySelector("[name=seed]").value = 3')
+        chromium.click('document.querySelector("#generate")')
+        chromium.wait('document.querySelector("#verb").textContent === "Generate"')
+        chromium.click('document.querySelector("#coloured")')
+        chromium.click('[...document.querySelectorAll("#text i")].find(token => token.textContent === "princess")')
+        chromium.point('document.querySelector("h1")')  # where the mouse changes nothing
+        chromium.picture(picture)
+    return picture
 
 
 def browser(path, width, height):
@@ -118,7 +139,8 @@ def roc(folder):
     return picture
 
 
-DRAWN = {'terminal.png': terminal, 'page.png': page, 'speed.png': speed, 'loss.png': loss, 'roc.png': roc}
+DRAWN = {'terminal.png': terminal, 'page.png': page, 'serving.png': serving, 'speed.png': speed, 'loss.png': loss,
+         'roc.png': roc}
 
 
 def main():
