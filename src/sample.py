@@ -122,7 +122,15 @@ def next_tokens(logits_BV, draw_B, *, temperature, top_k, top_p, from_shortlist=
     is_short = isinstance(top_k, numbers.Integral) and 0 < top_k < logits_BV.shape.as_list()[-1]
     if not (from_shortlist and is_short):
         return draw(scale(logits_BV))
-    logits_BN, ids_BN = shortlist(logits_BV, top_k, scale)
+    return draw_from_shortlist(logits_BV, top_k, scale, draw)
+
+
+def draw_from_shortlist(logits_BV, k, scale, draw):
+    """draw(scale(logits)) of the tokens of a shortlist: int32 [B].
+
+    draw: function from logits [B, N] to places [B] in them.  k, scale: as shortlist takes them.
+    """
+    logits_BN, ids_BN = shortlist(logits_BV, k, scale)
     place_B = draw(logits_BN)
     return tf.gather_nd(ids_BN, tf.stack([tf.range(tf.shape(place_B)[0]), place_B], axis=-1))
 
@@ -147,14 +155,17 @@ class Chooser(namedtuple('Chooser', 'length length_B draws temperature top_k top
         """
         n_drawn_A = n_seen - tf.gather(self.length_B, row_A)  # below 0 inside a prompt, where the next token is given
         place_A = tf.clip_by_value(n_drawn_A, 0, self.length - 1)
-        drawn_A = next_tokens(logits_AV, tf.gather_nd(self.draws, tf.stack([row_A, place_A], axis=-1)),
-                              temperature=self.temperature, top_k=self.top_k, top_p=self.top_p,
-                              from_shortlist=self.from_shortlist)
+        drawn_A = self.drawn(logits_AV, tf.gather_nd(self.draws, tf.stack([row_A, place_A], axis=-1)), row_A)
         token_A = tf.where(n_drawn_A < 0, given_A, tf.where(ended_A, tf.fill(tf.shape(drawn_A), self.filler), drawn_A))
         ended_A = tf.logical_or(ended_A, n_drawn_A >= self.length - 1)
         if self.end_token is not None:
             ended_A = tf.logical_or(ended_A, tf.logical_and(tf.equal(drawn_A, self.end_token), n_drawn_A >= 0))
         return token_A, ended_A
+
+    def drawn(self, logits_AV, draw_A, row_A):
+        """The tokens that draws of some rows give: int32 [A]."""
+        return next_tokens(logits_AV, draw_A, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p,
+                           from_shortlist=self.from_shortlist)
 
 
 def sample_sequence(*, hparams, length, start_token=None, batch_size=None, context=None, temperature=1, top_k=0,

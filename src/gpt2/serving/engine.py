@@ -18,6 +18,7 @@ import sample
 from gpt2.system.progress import report
 from gpt2.system.tf1 import tf
 
+MAX_SHORT = 100  # up to this top_k in all rows, only the most likely tokens are sorted
 MAX_TOP = 10  # most likely tokens that are found for each token
 MAX_BATCHES = 8  # that run at the same time
 PROMPT_BATCHES = 2  # that start at once; with more running, a row waits for each of them, so that others can join it
@@ -56,25 +57,32 @@ class RowChooser(sample.Chooser):
     Temperature 0 is the most likely token if the row's draws are 0.
     """
 
-    def choose(self, logits_AV, n_seen, row_A, given_A, ended_A):
+    def drawn(self, logits_AV, draw_A, row_A):
         temperature_A, top_k_A, top_p_A = [
             tf.gather(x_B, row_A) for x_B in (self.temperature, self.top_k, self.top_p)]
+        greatest_A1 = tf.reduce_max(logits_AV, axis=-1, keepdims=True)
         divisor_A1 = tf.maximum(tf.cast(temperature_A, tf.float32), 1e-30)[:, None]
-        scaled_AV = (logits_AV - tf.reduce_max(logits_AV, axis=-1, keepdims=True)) / divisor_A1
-        n_vocab = logits_AV.shape.as_list()[-1]
+        n_short = min(MAX_SHORT, logits_AV.shape.as_list()[-1] - 1)
 
-        def keep_top_k(logits_AV):
-            greatest_AN = tf.nn.top_k(logits_AV, k=tf.reduce_max(top_k_A)).values
+        def scale(logits):
+            return (logits - greatest_A1) / divisor_A1
+
+        def keep_top_k(logits_AN):
+            greatest_AN = tf.nn.top_k(logits_AN, k=tf.reduce_max(top_k_A)).values
             kth_A1 = tf.batch_gather(greatest_AN, tf.maximum(top_k_A - 1, 0)[:, None])
-            return sample.keep(logits_AV, logits_AV >= kth_A1)
+            return sample.keep(logits_AN, logits_AN >= kth_A1)
 
-        def keep_top_p(logits_AV):
-            return sample.top_p_logits(logits_AV, top_p_A[:, None])
+        def keep_top_p(logits_AN):
+            return sample.top_p_logits(logits_AN, top_p_A[:, None])
 
-        kept_AV = where_on(tf.logical_and(top_k_A > 0, top_k_A < n_vocab), keep_top_k, scaled_AV)
-        kept_AV = where_on(top_p_A < 1, keep_top_p, kept_AV)
-        plain = self._replace(temperature=1, top_k=0, top_p=1)
-        return super(RowChooser, plain).choose(kept_AV, n_seen, row_A, given_A, ended_A)
+        def draw(logits_AN):
+            is_short_A = tf.logical_and(top_k_A > 0, top_k_A < tf.shape(logits_AN)[-1])
+            kept_AN = where_on(is_short_A, keep_top_k, logits_AN)
+            return sample.pick(where_on(top_p_A < 1, keep_top_p, kept_AN), draw_A)
+
+        all_short = tf.reduce_all(tf.logical_and(top_k_A > 0, top_k_A <= n_short))
+        return tf.cond(all_short, lambda: sample.draw_from_shortlist(logits_AV, n_short, scale, draw),
+                       lambda: draw(scale(logits_AV)))
 
 
 def where_on(is_on_A, function, logits_AV):
