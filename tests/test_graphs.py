@@ -144,21 +144,26 @@ def test_compiled_loop_is_one_operation_after_the_prompt(sess):
 
 @pytest.mark.slow
 def test_recompute_computes_each_block_once_more(sess):
-    """This saves the memory: a softmax per block for validating, one for training, and one more for recomputing."""
+    """This saves the memory: a softmax per block for validating, one for training, and one more for recomputing.
+
+    With dropout, attention is always computed once more, but not twice.
+    """
     hparams = tiny.hparams()
-    for recompute, times in ((False, 2), (True, 3)):
+    for changes, times in (dict(dropout=0), 2), (dict(), 3), (dict(recompute=True), 3):
         with tf.Graph().as_default() as graph:
-            build(hparams, options(recompute=recompute))
+            build(hparams, options(**changes))
         assert sum(op.type == 'Softmax' for op in graph.get_operations()) == times * hparams.n_layer
 
 
 @pytest.mark.slow
-def test_recompute_waits_for_the_gradient_of_the_next_block(sess):
-    """Otherwise TensorFlow would recompute all blocks early, and store their activations after all."""
+@pytest.mark.parametrize('drop, recompute, n_inputs', [
+    (model.no_dropout, True, 1), (lambda x, site: x, False, 3)], ids=['block', 'attention'])
+def test_recompute_waits_for_the_gradient_of_what_follows(sess, drop, recompute, n_inputs):
+    """Otherwise TensorFlow would recompute all blocks, or attention, early, and store their activations after all."""
     hparams = tiny.hparams(n_layer=3)
     tokens_BT = tf.zeros([2, hparams.n_ctx], tf.int32)
     model.model(hparams, tokens_BT)
-    loss_and_gradients(hparams, tokens_BT, tf.trainable_variables(), model.no_dropout, True)
+    loss_and_gradients(hparams, tokens_BT, tf.trainable_variables(), drop, recompute)
     waiting = [op for op in tf.get_default_graph().get_operations() if op.type == 'Identity' and op.control_inputs]
-    assert len(waiting) == hparams.n_layer
+    assert len(waiting) == n_inputs * hparams.n_layer
     assert all('gradients' in op.name for identity in waiting for op in identity.control_inputs)
