@@ -182,7 +182,8 @@ def recomputed(function, inputs):
     @tf.custom_gradient
     def compute(*inputs):
         def gradient(y_gradient):
-            with tf.variable_scope(scope):  # what is dropped depends on it
+            # What is dropped depends on the scope. TensorFlow would compute early what waits for nothing, and store it.
+            with tf.variable_scope(scope), tf.control_dependencies([y_gradient]):
                 again, y_later = later(inputs, y_gradient)
                 return tf.gradients(function(*again), again, y_later)
 
@@ -192,12 +193,11 @@ def recomputed(function, inputs):
 
 
 def later(tensors, gradient):
-    """tensors and gradient once both are there: what is computed of them is not computed earlier, and stored."""
-    if tf.get_default_graph().building_function:  # for XLA, to which control dependencies mean nothing
+    """tensors and gradient once both are there, so that XLA does not find that all was computed before, and store it."""
+    if tf.get_default_graph().building_function:
         *tensors, gradient = xla_optimization_barrier(list(tensors) + [gradient])
         return tensors, gradient
-    with tf.control_dependencies([gradient]):
-        return [tf.identity(tensor) for tensor in tensors], gradient
+    return list(map(tf.identity, tensors)), gradient
 
 
 def loss_and_gradients(hparams, tokens_BT, variables, drop, recompute, precision='float32'):
@@ -238,8 +238,9 @@ def recomputed_gradients(loss, hidden, block, variables):
 
     x_gradient = descend(loss, None, hidden[-1:])
     for layer, x_RD in reversed(list(enumerate(hidden[:-1]))):
-        (x_RD,), y_gradient = later([x_RD], *x_gradient)
-        x_gradient = descend(block(layer, x_RD), [y_gradient], [x_RD])
+        with tf.control_dependencies(x_gradient):  # or TensorFlow would compute it early, and store it after all
+            (x_RD,), y_gradient = later([x_RD], *x_gradient)
+            x_gradient = descend(block(layer, x_RD), [y_gradient], [x_RD])
     descend(hidden[0], x_gradient, [])
     return [tf.add_n(part) for part in parts]
 
