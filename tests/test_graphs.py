@@ -146,13 +146,16 @@ def test_compiled_loop_is_one_operation_after_the_prompt(sess):
 def test_recompute_computes_each_block_once_more(sess):
     """This saves the memory: a softmax per block for validating, one for training, and one more for recomputing.
 
-    With dropout, attention is always computed once more, but not twice.
+    With dropout, attention is always computed once more, but not twice. A block draws again only if all of it is.
     """
     hparams = tiny.hparams()
-    for changes, times in (dict(dropout=0), 2), (dict(), 3), (dict(recompute=True), 3):
+    for changes, n_softmax, n_draws in (dict(dropout=0), 2, 0), (dict(), 3, 3), (dict(recompute=True), 3, 6):
         with tf.Graph().as_default() as graph:
-            build(hparams, options(**changes))
-        assert sum(op.type == 'Softmax' for op in graph.get_operations()) == times * hparams.n_layer
+            build(hparams, options(batch_size=1, **changes))
+        types = [op.type for op in graph.get_operations()]
+        assert types.count('Softmax') == n_softmax * hparams.n_layer
+        n_found = sum(name.startswith('StatelessRandomUniform') for name in types)
+        assert n_found == n_draws * hparams.n_layer + (n_draws > 0)  # one is for the embeddings
 
 
 @pytest.mark.slow
