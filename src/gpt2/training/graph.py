@@ -12,7 +12,7 @@ from gpt2.system.tf1 import sizes, stateless_uniform, tf, xla_optimization_barri
 from gpt2.training.cluster import LocalWorkers
 import model
 
-MIN_STEPS_TO_COMPILE = 200  # compiling a step takes as long as it saves a GPU in 200 or so
+MIN_STEPS_TO_COMPILE = 200  # fewer do not make up for compiling, a minute or so; not measured on a GPU
 BETAS = 0.9, 0.95  # of Adam, as Brown et al. 2020 (arXiv:2005.14165), appendix B
 
 Graph = namedtuple('Graph', 'tokens learning_rate first loss norm update valid_tokens valid_losses state')
@@ -193,7 +193,7 @@ def recomputed(function, inputs):
 
 
 def later(tensors, gradient):
-    """tensors and gradient once both are there, so that XLA does not find that all was computed before, and store it."""
+    """tensors and gradient once both are there: XLA then computes what follows instead of storing an earlier result."""
     if tf.get_default_graph().building_function:
         *tensors, gradient = xla_optimization_barrier(list(tensors) + [gradient])
         return tensors, gradient
