@@ -205,8 +205,8 @@ def loss_and_gradients(hparams, tokens_BT, variables, drop, recompute, precision
 
     drop: from dropout().  recompute: see recomputed_gradients.  precision: of products, 'float32' or 'bfloat16'.
     """
-    # A block that is computed again has its own weights only. A CPU is slower to compute them again than to store them,
-    # but not slower than to store what dropout makes of them, too.
+    # A block that is computed again stores its own weights only. Without dropout there is little to store, and
+    # computing it again would take a CPU longer.
     keep_weights = recompute or drop is model.no_dropout and not matmul.on_gpu()
     past = Texts(hparams, tokens_BT, keep_weights, precision)
     with tf.variable_scope('model', reuse=True, custom_getter=past.custom_getter):
