@@ -38,7 +38,7 @@ import time
 
 import numpy as np
 
-from engines import END_OF_TEXT, ENGINES, KINDS, ON_DEVICE, kind
+from engines import END_OF_TEXT, ENGINES, KINDS, ON_DEVICE, Engine, kind
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 DEMO = os.path.join(ROOT, 'models', 'demo')
@@ -52,42 +52,47 @@ COLORS = OrderedDict(zip(KINDS, [('tab:blue', 'silver'), ('tab:cyan', 'lightstee
                                  ('tab:orange', 'gray')]))  # of the chart's bars: our rows, other engines
 
 WORKLOADS = OrderedDict([('start', '8+1'), ('W1', '1x512'), ('first', '512+1'), ('W2', '512+128'), ('W3', '8x128'),
-                         ('W4', '32x96'), ('score', 'score2x1024')])
+                         ('W4', '32x96'), ('score', 'score2x1024'), ('train', 'train4x1024')])
 QUICK = OrderedDict([('start', '8+1'), ('W1', '1x32'), ('first', '64+1'), ('W2', '64+16'), ('W3', '8x16'),
-                     ('W4', '32x8'), ('score', 'score2x64')])  # with --quick
+                     ('W4', '32x8'), ('score', 'score2x64'), ('train', 'train2x64')])  # with --quick
 
 
 class Workload(namedtuple('Workload', 'batch n_prompt length')):
-    """A batch of texts: `length` tokens sampled after a prompt of n_prompt; length 0: the prompt is scored."""
+    """A batch of texts: `length` tokens sampled after a prompt of n_prompt. 0: the prompt is scored. -1: trained on."""
 
     @classmethod
     def parse(cls, shape):
         """8x256: eight unconditional samples. 512+128: 128 tokens after a prompt of 512. score2x1024: two texts scored.
 
+        train4x1024: a step of training on four texts, with dropout.
         Raises ValueError for anything else.
         """
-        match = re.match(r'(?:(N)x(N)|(N)\+(N)|score(N)x(N))$'.replace('N', r'[1-9]\d*'), shape)
+        match = re.match(r'(?:(N)x(N)|(N)\+(N)|score(N)x(N)|train(N)x(N))$'.replace('N', r'[1-9]\d*'), shape)
         if not match:
             raise ValueError('%s is not a workload; give %s, or a shape such as 8x256, 512+128 or score2x1024'
                              % (shape, ', '.join(WORKLOADS)))
-        batch, length, n_prompt, n_after, n_scored, scored_length = [int(group or 0) for group in match.groups()]
+        batch, length, n_prompt, n_after, n_scored, scored_length, n_trained, trained_length = [
+            int(group or 0) for group in match.groups()]
         if batch:
             return cls(batch, 1, length)
+        if n_trained:
+            return cls(n_trained, trained_length, -1)
         return cls(1, n_prompt, n_after) if n_prompt else cls(n_scored, scored_length + 1, 0)
 
     def n_tokens(self):
-        """Number of tokens that are sampled or scored."""
-        return self.batch * (self.length or self.n_prompt - 1)
+        """Number of tokens that are sampled, scored or trained on."""
+        return self.batch * (self.length if self.length > 0 else self.n_prompt - 1 - self.length)
 
     def title(self):
         """What it is, in words, with the unit of its figures: the title of its column and of its bars."""
         if self.length == 1:
             return 'first token after a prompt of %d (s)' % self.n_prompt
-        if self.n_prompt > 1 and self.length:
+        if self.n_prompt > 1 and self.length > 0:
             return '%d tokens after a prompt of %d (tokens/s)' % (self.length, self.n_prompt)
         texts = '%d text%s of %s tokens' % (self.batch, 's' * (self.batch > 1),
-                                            '{:,}'.format(self.length or self.n_prompt - 1))
-        return (texts + ' at once' * (self.batch > 1) if self.length else 'scoring ' + texts) + ' (tokens/s)'
+                                            '{:,}'.format(self.n_tokens() // self.batch))
+        verb = {0: 'scoring ', -1: 'training on '}.get(self.length, '')
+        return verb + texts + ' at once' * (self.batch > 1 and not verb) + ' (tokens/s)'
 
 
 # seconds: mean time of one workload.  megabytes: peak memory of the process so far.
@@ -133,8 +138,11 @@ def burst(engine, batch, n_prompt, length, at_least):
         prompt_BT[:] = END_OF_TEXT
     n, start = 0, time.time()
     while n == 0 or time.time() - start < at_least:
-        result = engine.generate(prompt_BT, length, TOP_K) if length else engine.score(prompt_BT)
-        if result.shape != (batch, length or n_prompt - 1):
+        if length < 0:
+            result = engine.train(prompt_BT)
+        else:
+            result = engine.generate(prompt_BT, length, TOP_K) if length else engine.score(prompt_BT)
+        if length >= 0 and result.shape != (batch, length or n_prompt - 1):
             raise RuntimeError('asked for %d x %d tokens, got %s' % (batch, length or n_prompt - 1, result.shape))
         n += 1
     seconds = (time.time() - start) / n
@@ -365,8 +373,10 @@ def measure(runners, name, workload, model, options, bursts):
     """Run all rounds of a workload and fill bursts, as alternate() does."""
     say(name)
     order = dict(workload._asdict(), at_least=0 if options.quick or name == 'start' else BURST_SECONDS)
-    if not workload.length:
-        runners = [runner for runner in runners if ENGINES[runner.engine][0].scores]
+    if workload.length <= 0:
+        method = 'train' if workload.length else 'score'
+        runners = [runner for runner in runners
+                   if getattr(ENGINES[runner.engine][0], method) is not getattr(Engine, method)]
 
     def start_and_burst(runner):
         start = time.time()

@@ -5,12 +5,14 @@ when it measures the CPU.
 """
 import collections
 import contextlib
+import copy
 import json
 import os
 import re
 import shutil
 import sys
 import tempfile
+import types
 
 import numpy as np
 
@@ -27,7 +29,6 @@ class Engine(object):
     gpu_precisions = ()  # on a GPU. tf32: float32 in memory, but products read only 10 of the fraction's 23 bits
     converts = True  # False: it reads the folder of a released model itself
     converts_alike = False  # whether convert() writes the same for every precision
-    scores = False  # whether it has score()
 
     def __init__(self, threads, precision):
         self.threads, self.precision = threads, precision
@@ -45,28 +46,33 @@ class Engine(object):
         raise NotImplementedError
 
     def score(self, tokens_BT):
-        """Losses of predicting tokens_BT[:, 1:], in nats: float [B, T - 1]."""
+        """Losses of predicting tokens_BT[:, 1:], in nats: float [B, T - 1]. Some engines have none."""
+        raise NotImplementedError
+
+    def train(self, tokens_BT):
+        """A step of Adam with dropout on int tokens_BT. Returns the loss in nats per token. Some engines have none."""
         raise NotImplementedError
 
 
 class Ours(Engine):
-    """The sampler of generate_unconditional_samples.py and the scorer of evaluate.py.
+    """The sampler of generate_unconditional_samples.py, the scorer of evaluate.py and the step of train.py.
 
-    -compiled, on a GPU: with the compiled loop.
+    -compiled, on a GPU: with the compiled loop or step.
     """
 
     name = 'ours'
     packages = [('tensorflow', 'tensorflow')]
     precisions = ('float32', 'int8')
-    gpu_precisions = ('float32', 'float32-compiled', 'tf32')  # tf32 is for scoring; samples are those of float32
+    # tf32 is for scoring and training, bfloat16 for training; samples are those of float32.
+    gpu_precisions = ('float32', 'float32-compiled', 'tf32', 'tf32-compiled', 'bfloat16', 'bfloat16-compiled')
     converts = False
-    scores = True
 
     def prepare(self, folder):
         from gpt2.sampler import load
         self.models_dir, self.model_name = os.path.split(folder)
         self.sampler = load(self.model_name, self.models_dir, 'int8' if self.precision == 'int8' else 'float32')
-        self.scorer, self.opened = None, contextlib.ExitStack()  # what is loaded lives as long as the engine
+        self.scorer, self.trainer = None, None
+        self.opened = contextlib.ExitStack()  # what is loaded lives as long as the engine
 
     def generate(self, tokens_BT, length, top_k):
         from gpt2.sampler import random_draws
@@ -83,6 +89,23 @@ class Ours(Engine):
                 loading.load(self.model_name, self.models_dir, Options(None, None, 1, None),
                              self.sampler.precision)).score
         return self.scorer(tokens_BT)
+
+    def train(self, tokens_BT):
+        from gpt2 import session
+        from gpt2.system.tf1 import tf
+        from gpt2.training import graph
+        if self.trainer is None:
+            hparams = type(self.sampler.hparams)(**dict(self.sampler.hparams.values(), n_ctx=tokens_BT.shape[1]))
+            options = types.SimpleNamespace(
+                batch_size=len(tokens_BT), accumulate=1, dropout=0.1, seed=0, recompute=False, clip=1.0,
+                weight_decay=0.01, train_only=None, precision='bfloat16' if 'bfloat16' in self.precision else 'float32')
+            with tf.Graph().as_default():
+                step = graph.build(hparams, options, compiled=self.precision.endswith('-compiled'))
+                sess = session.new_session()
+                sess.run(tf.global_variables_initializer())
+            self.trainer = lambda tokens_BT: sess.run([step.loss, step.update], {
+                step.tokens: tokens_BT[None], step.first: 0, step.learning_rate: 1e-5})[0]
+        return self.trainer(tokens_BT)
 
 
 class Gpt2Simple(Engine):
@@ -129,7 +152,6 @@ class Transformers(Engine):
     gpu_precisions = ('float32', 'tf32', 'float32-static', 'float32-compiled', 'tf32-compiled', 'float16', 'bfloat16',
                       'bfloat16-compiled')
     converts_alike = True
-    scores = True
 
     def convert(self, model, folder):
         save_pretrained(model, folder)
@@ -138,6 +160,7 @@ class Transformers(Engine):
         import torch
         from transformers import GPT2LMHeadModel
         torch.set_num_threads(self.threads)
+        self.optimizer = None
         numbers, _, form = self.precision.partition('-')
         torch.set_float32_matmul_precision('high' if numbers == 'tf32' else 'highest')
         self.options = {'cache_implementation': 'static', 'disable_compile': form == 'static'} if form else {}
@@ -158,6 +181,21 @@ class Transformers(Engine):
         with torch.no_grad():
             logits_BVT = self.model(tokens[:, :-1], use_cache=False).logits.transpose(1, 2).float()
             return torch.nn.functional.cross_entropy(logits_BVT, tokens[:, 1:], reduction='none').cpu().numpy()
+
+    def train(self, tokens_BT):
+        """In 16 bits as ours: weights are float32, and autocast decides what is computed in fewer bits."""
+        import torch
+        if self.optimizer is None:
+            self.trained = copy.deepcopy(self.model).float().train()
+            self.optimizer = torch.optim.AdamW(self.trained.parameters(), lr=1e-5, betas=(0.9, 0.95))
+        tokens = torch.from_numpy(tokens_BT).to(self.model.device)
+        with torch.autocast(self.model.device.type, self.model.dtype, enabled=self.model.dtype != torch.float32):
+            loss = self.trained(tokens, labels=tokens).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.trained.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.item()
 
 
 class CTranslate2(Engine):

@@ -34,7 +34,8 @@ def work(args):
     cluster.connect()
     hparams = checkpoint.load_hparams(args.model_name, args.models_dir)
     options = argparse.Namespace(batch_size=args.batch_size, accumulate=args.workers // cluster.n_workers, dropout=0.1,
-                                 seed=0, recompute=False, clip=1.0, weight_decay=0.01, train_only=None)
+                                 seed=0, recompute=False, clip=1.0, weight_decay=0.01, train_only=None,
+                                 precision='float32')
     with tf.Graph().as_default(), tf.device(cluster.device), cluster.session() as sess:
         graph = build(hparams, options, cluster)
         average = tf.group(*cluster.mean([tf.zeros(variable.shape) for variable in tf.trainable_variables()]))

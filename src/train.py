@@ -37,7 +37,7 @@ def train(data: str, run_name: str, *, valid: str = None, model_name: str = None
           vocab: str = None, vocab_size: int = None, batch_size=2, accumulate=1, learning_rate=5e-5, warmup=100,
           decay: int = None, weight_decay=0.01, clip=1.0, dropout=0.1, steps=1000, save_every=100, keep=1,
           valid_every=100, sample_every=0, sample_prompt: str = None, recompute=False, train_only: str = None,
-          workers=1, seed=0, models_dir='models'):
+          precision='float32', workers=1, seed=0, models_dir='models'):
     """Train a model on text, and save it in a folder that every script accepts by name.
 
     For example: train.py --data stories.txt --valid held-out.txt --model_name 117M --run_name stories
@@ -69,6 +69,8 @@ def train(data: str, run_name: str, *, valid: str = None, model_name: str = None
             slower
         train_only: train only variables in whose names this regular expression is found, such as 'h1[01]/|ln_f': less
             memory
+        precision: of products: float32 or bfloat16, which some processors and most GPUs multiply faster; all else, the
+            saved weights among it, is float32
         workers: number of workers on this machine, each with a GPU of its own or a share of the cores; for several
             machines, leave this out and set TF_CONFIG on each, see docs/clusters.md
         seed: determines the initial weights, the order of the data, and what is dropped
@@ -99,6 +101,13 @@ def check(options):
         for name in names:
             if not is_accepted(getattr(options, name)):
                 raise ValueError('--%s is %r; it must be %s' % (name, getattr(options, name), accepted))
+    if options.precision not in ('float32', 'bfloat16'):
+        raise ValueError('--precision is %s; it must be float32 or bfloat16' % options.precision)
+    if options.precision == 'bfloat16':
+        from gpt2.system.tf1 import tf
+        if not hasattr(tf, 'disable_v2_behavior'):
+            raise ValueError('TensorFlow %s cannot multiply all matrices in bfloat16; leave out --precision, or use '
+                             'TensorFlow 2.x' % tf.__version__)
     if options.sample_prompt is not None and not options.sample_every:
         raise ValueError('--sample_prompt has no effect without --sample_every; give that, too')
     try:

@@ -23,6 +23,7 @@ TF32, PEER_TF32, PEER_16 = [Runner(engine, 'python', engine)
     ('512+128', (1, 512, 128), 128, '128 tokens after a prompt of 512 (tokens/s)'),
     ('512+1', (1, 512, 1), 1, 'first token after a prompt of 512 (s)'),
     ('score2x1024', (2, 1025, 0), 2048, 'scoring 2 texts of 1,024 tokens (tokens/s)'),
+    ('train4x1024', (4, 1024, -1), 4096, 'training on 4 texts of 1,024 tokens (tokens/s)'),
     ('1x8', (1, 1, 8), 8, '1 text of 8 tokens (tokens/s)')])
 def test_workload_parses_a_shape(shape, workload, n_tokens, title):
     parsed = Workload.parse(shape)

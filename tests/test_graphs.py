@@ -144,21 +144,29 @@ def test_compiled_loop_is_one_operation_after_the_prompt(sess):
 
 @pytest.mark.slow
 def test_recompute_computes_each_block_once_more(sess):
-    """This saves the memory: a softmax per block for validating, one for training, and one more for recomputing."""
+    """This saves the memory: a softmax per block for validating, one for training, and one more for recomputing.
+
+    With dropout, attention is always computed once more, but not twice. A block draws again only if all of it is.
+    """
     hparams = tiny.hparams()
-    for recompute, times in ((False, 2), (True, 3)):
+    for changes, n_softmax, n_draws in (dict(dropout=0), 2, 0), (dict(), 3, 3), (dict(recompute=True), 3, 6):
         with tf.Graph().as_default() as graph:
-            build(hparams, options(recompute=recompute))
-        assert sum(op.type == 'Softmax' for op in graph.get_operations()) == times * hparams.n_layer
+            build(hparams, options(batch_size=1, **changes))
+        types = [op.type for op in graph.get_operations()]
+        assert types.count('Softmax') == n_softmax * hparams.n_layer
+        n_found = sum(name.startswith('StatelessRandomUniform') for name in types)
+        assert n_found == n_draws * hparams.n_layer + (n_draws > 0)  # one is for the embeddings
 
 
 @pytest.mark.slow
-def test_recompute_waits_for_the_gradient_of_the_next_block(sess):
-    """Otherwise TensorFlow would recompute all blocks early, and store their activations after all."""
+@pytest.mark.parametrize('drop, recompute, n_inputs', [
+    (model.no_dropout, True, 1), (lambda x, site: x, False, 3)], ids=['block', 'attention'])
+def test_recompute_waits_for_the_gradient_of_what_follows(sess, drop, recompute, n_inputs):
+    """Otherwise TensorFlow would recompute all blocks, or attention, early, and store their activations after all."""
     hparams = tiny.hparams(n_layer=3)
     tokens_BT = tf.zeros([2, hparams.n_ctx], tf.int32)
     model.model(hparams, tokens_BT)
-    loss_and_gradients(hparams, tokens_BT, tf.trainable_variables(), model.no_dropout, True)
+    loss_and_gradients(hparams, tokens_BT, tf.trainable_variables(), drop, recompute)
     waiting = [op for op in tf.get_default_graph().get_operations() if op.type == 'Identity' and op.control_inputs]
-    assert len(waiting) == hparams.n_layer
+    assert len(waiting) == n_inputs * hparams.n_layer
     assert all('gradients' in op.name for identity in waiting for op in identity.control_inputs)

@@ -18,11 +18,13 @@ import pytest
 from gpt2 import checkpoint
 from gpt2 import corpus
 import encoder
+from gpt2.fast import xla
 from gpt2.system import files
 from gpt2.system import process
 from gpt2.system import progress
 import model
 import train
+from gpt2.training import graph
 from gpt2.training import record
 from gpt2.training import run as training_run
 from gpt2.system.tf1 import tf
@@ -40,7 +42,10 @@ from helpers.training import (
     RUN_HPARAMS, arguments_of, beside, flags_of, losses_of, metrics_of, options, start_training, stored,
     weights_and_state, write_models_dir)
 
+on_tensorflow_2 = pytest.mark.skipif(not xla.is_supported(), reason='TensorFlow 1.12 has neither XLA nor bfloat16')
 REAL_PLOT = record.plot
+IN_BFLOAT16 = ((dict(precision='bfloat16'), 'scratch has --precision float32,.* --precision bfloat16'),
+               ) * xla.is_supported()
 DEMO_VOCABULARY = os.path.join(MODELS, 'demo', 'encoder.json')
 
 
@@ -84,14 +89,22 @@ def assert_close(found, expected, tolerance=1e-5):
 
 # Gradients
 
+def drop_nothing(x, site):
+    """As model.no_dropout. With another function than that, attention is computed again for its gradient."""
+    return x
+
+
 @pytest.mark.slow
 def test_loss_and_gradients_equal_finite_differences_of_the_papers_loss(sess):
-    """Along random directions of each variable, recomputing and not; the loss is the oracle's, in float64."""
+    """Along random directions of each variable; the loss is the oracle's, in float64.
+
+    Recomputing blocks, attention, and nothing.
+    """
     hparams = tiny.hparams(n_ctx=8)
     variables = build_model(hparams)
     tokens = random_tokens(hparams, [2, hparams.n_ctx])
-    outputs = [loss_and_gradients(hparams, tf.constant(tokens, tf.int32), variables, model.no_dropout, recompute)
-               for recompute in (False, True)]
+    outputs = [loss_and_gradients(hparams, tf.constant(tokens, tf.int32), variables, drop, recompute)
+               for drop, recompute in ((model.no_dropout, False), (model.no_dropout, True), (drop_nothing, False))]
     weights = tiny.random_weights(hparams)
     tiny.assign(sess, weights)
 
@@ -143,23 +156,88 @@ def test_loss_and_gradients_recompute_with_the_same_dropout(sess):
     tokens_BT = tf.constant(random_tokens(hparams, [2, hparams.n_ctx]), tf.int32)
     first = tf.placeholder(tf.int64, [])
     drop, places = dropout(0.5, seed=7, sequences=first + np.arange(2)), []
+    keep = dropout(0.5, seed=7, sequences=first + np.arange(2), redraw=False)
 
     def noted_drop(x, site):
         places.append('%s/%s' % (tf.get_variable_scope().name, site))
         return drop(x, site)
 
-    kept = loss_and_gradients(hparams, tokens_BT, variables, noted_drop, False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph, 'recomputed', lambda function, inputs: function(*inputs))
+        stored = loss_and_gradients(hparams, tokens_BT, variables, noted_drop, False)
     # As in the training of GPT (section 4.1): embeddings, attention weights, and what is added to the residual stream.
     assert len(set(places)) == len(places) == 1 + 3 * hparams.n_layer
-    recomputed = loss_and_gradients(hparams, tokens_BT, variables, drop, True)
+    recomputed = [loss_and_gradients(hparams, tokens_BT, variables, drop, True),
+                  loss_and_gradients(hparams, tokens_BT, variables, drop, False),
+                  loss_and_gradients(hparams, tokens_BT, variables, keep, False)]
     tiny.assign(sess, tiny.random_weights(hparams))
     losses = set()
     for number in (0, 1, 2 ** 31 - 1):
-        (loss, gradients), (loss_again, gradients_again) = sess.run([kept, recomputed], {first: number})
-        assert abs(loss - loss_again) < 1e-6
-        assert_close(gradients_of(variables, gradients_again), gradients_of(variables, gradients))
+        (loss, gradients), *again = sess.run([stored] + recomputed, {first: number})
+        for loss_again, gradients_again in again:
+            assert abs(loss - loss_again) < 1e-6
+            assert_close(gradients_of(variables, gradients_again), gradients_of(variables, gradients))
         losses.add(round(float(loss), 4))
     assert len(losses) == 3
+
+
+@on_tensorflow_2
+@pytest.mark.slow
+@pytest.mark.parametrize('changes', [{'accumulate': 2}, {'recompute': True}], ids=str)
+def test_build_compiled_makes_the_same_step(changes):
+    """With dropout: loss and norm of the gradient."""
+    hparams = tiny.hparams(n_layer=1, n_ctx=8)
+    found = []
+    for compiled in (False, True):
+        with tf.Graph().as_default(), tf.Session() as sess:
+            step = build(hparams, options(seed=7, dropout=0.5, batch_size=1, **changes), compiled=compiled)
+            initialize(sess, tiny.random_weights(hparams))
+            tokens = random_tokens(hparams, step.tokens.shape.as_list())
+            found.append(sess.run([step.loss, step.norm], {step.tokens: tokens, step.first: 12}))
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-6)
+
+
+@on_tensorflow_2
+def test_is_worth_compiling_for_many_steps_on_a_gpu(monkeypatch):
+    """Where XLA works; the number is that of the whole run, so that a run that resumes computes as before."""
+    def answers(**changes):
+        for name, value in dict(dict(on_gpu=True, is_usable=True), **changes).items():
+            monkeypatch.setattr(graph.xla if name == 'is_usable' else graph.matmul, name, lambda value=value: value)
+        return [graph.is_worth_compiling(n) for n in (graph.MIN_STEPS_TO_COMPILE - 1, graph.MIN_STEPS_TO_COMPILE)]
+
+    assert answers() == [False, True]
+    assert answers(on_gpu=False) == answers(is_usable=False) == [False, False]
+
+
+@on_tensorflow_2
+@pytest.mark.slow
+def test_loss_and_gradients_in_bfloat16_round_products_only(sess):
+    """All matrices are multiplied in bfloat16, and nothing else is computed in it; gradients are float32.
+
+    bfloat16 keeps 8 bits, so that a rounding is up to 1 / 512. All of a row add up to a few times that.
+    """
+    hparams = tiny.hparams(n_ctx=8)
+    variables = build_model(hparams)
+    tokens_BT = tf.constant(random_tokens(hparams, [2, hparams.n_ctx]), tf.int32)
+    n_before = len(sess.graph.get_operations())
+    found = loss_and_gradients(hparams, tokens_BT, variables, model.no_dropout, False, 'bfloat16')
+    operations = sess.graph.get_operations()[n_before:]
+    in_bfloat16 = {op.type for op in operations for x in op.outputs if x.dtype == tf.bfloat16}
+    assert {x.dtype for op in operations if 'MatMul' in op.type for x in op.inputs} == {tf.bfloat16}
+    assert in_bfloat16 <= {'Cast', 'MatMul', 'BatchMatMulV2', 'Squeeze', 'Reshape', 'ExpandDims', 'Shape'}, in_bfloat16
+    expected = loss_and_gradients(hparams, tokens_BT, variables, model.no_dropout, False)
+    tiny.assign(sess, tiny.random_weights(hparams))
+    (loss, gradients), (float32_loss, float32_gradients) = sess.run([found, expected])
+    assert 1e-6 < abs(loss / float32_loss - 1) < 0.01
+    assert_close(gradients_of(variables, gradients), gradients_of(variables, float32_gradients), 0.05)
+
+
+def test_precision_bfloat16_is_refused_on_tensorflow_1_12(models_dir, monkeypatch):
+    """In one line, before anything is written."""
+    monkeypatch.delattr(tf, 'disable_v2_behavior', raising=False)
+    with pytest.raises(ValueError, match='TensorFlow .* bfloat16; leave out --precision, or use TensorFlow 2.x'):
+        train.train(**flags_of(models_dir, 'refused', precision='bfloat16'))
+    assert not os.path.exists(os.path.join(models_dir, 'refused'))
 
 
 @pytest.mark.slow
@@ -418,6 +496,20 @@ def test_train_killed_then_interrupted_then_finished_equals_an_unbroken_run(fork
     assert tensorboard_losses(folder) == expected
     # Within a second, a file of the same name would overwrite the one before.
     assert len({re.sub(r'\.\d{10}\.', '.', os.path.basename(path)) for path in event_files(folder)}) == 3
+
+
+@on_tensorflow_2
+@pytest.mark.slow
+def test_precision_bfloat16_resumes_as_if_never_stopped_and_saves_float32(models_dir):
+    """Bit by bit. The loss differs from that in float32, but little."""
+    for name, steps, precision in (
+            ('halves', 2, 'bfloat16'), ('halves', 4, 'bfloat16'), ('whole', 4, 'bfloat16'), ('32', 1, 'float32')):
+        train.train(**flags_of(models_dir, name, steps=steps, precision=precision, decay=4, save_every=2))
+    found, expected = [weights_and_state(os.path.join(models_dir, name)) for name in ('halves', 'whole')]
+    assert_same(found, expected)
+    assert {array.dtype for array in found.values()} == {np.dtype(np.float32)}
+    loss, float32_loss = [losses_of(models_dir, name)[0][1] for name in ('whole', '32')]
+    assert 1e-6 < abs(loss / float32_loss - 1) < 0.01
 
 
 def event_files(folder):
@@ -1036,6 +1128,7 @@ def test_vocab_size_learns_a_vocabulary(models_dir, tmp_path, monkeypatch):
     (dict(dropout=1), '--dropout is 1; it must be 0 or more and less than 1'),
     (dict(dropout=-0.1), '--dropout is -0.1'),
     (dict(seed=2 ** 32), '--seed is 4294967296; it must be 0 to 4294967295'),
+    (dict(precision='int8'), '--precision is int8; it must be float32 or bfloat16'),
     (dict(sample_prompt='x'), '--sample_prompt .*--sample_every'),
     (dict(train_only='('), r'--train_only is \(; .*regular expression'),
     (dict(seed=-1), '--seed is -1'),
@@ -1179,7 +1272,7 @@ def test_check_origin_refuses_another_model_size_or_vocabulary(models_dir, from_
             (dict(vocab=None, vocab_size=300), 'scratch has no --vocab_size,.* --vocab_size 300'),
             (dict(hparams=str(larger)), 'scratch has n_layer 1,.* 3'),
             (dict(vocab=other), 'scratch has .* vocab.bpe,.* --vocab .*other'),
-            (dict(train_only='wte'), 'scratch has no --train_only,.* --train_only wte')):
+            (dict(train_only='wte'), 'scratch has no --train_only,.* --train_only wte')) + IN_BFLOAT16:
         with pytest.raises(ValueError, match=said + ';.* --run_name'):
             assert_goes_on(models_dir, 'scratch', monkeypatch, capsys, **dict(from_nothing, **changes))
     assert {path: os.path.getmtime(path) for path in snapshot(folder)} == before

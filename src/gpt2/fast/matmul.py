@@ -88,6 +88,14 @@ class BlockedEmbedding(Weight):
         return tf.transpose(tf.concat([tf.matmul(block_ND, x_BD, transpose_b=True) for block_ND in blocks], axis=0))
 
 
+class Bfloat16Weight(Weight):
+    """A matrix, or many, whose products are computed in bfloat16; they come back as float32."""
+
+    def product(self, x, transpose_b, input_activation):
+        x, y = [tf.cast(factor, tf.bfloat16) for factor in (input_activation(x), tf.convert_to_tensor(self))]
+        return tf.cast(matmul(x, y, transpose_b), tf.float32)
+
+
 def split_weight(weight, n):
     """The weight in n parts, or as it is if n does not divide its rows."""
     return weight if n == 1 or weight.shape.as_list()[-2] % n else SplitWeight(weight, n)
@@ -100,6 +108,12 @@ def split_weights(n):
         return split_weight(weight, n) if name.endswith('/w') else weight
 
     return get
+
+
+def bfloat16_weights(getter, name, *positional, **options):
+    """A custom_getter for tf.variable_scope, with which the network's products are computed in bfloat16."""
+    weight = getter(name, *positional, **options)
+    return Bfloat16Weight(weight) if name.endswith(('/w', '/wte')) else weight
 
 
 def sampling_weights(n_texts=None, n_tokens=0):

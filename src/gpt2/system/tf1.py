@@ -69,14 +69,20 @@ else:
 if hasattr(tf, 'disable_v2_behavior'):
     tf.disable_v2_behavior()
 
-try:
-    stateless_uniform = tf.random.stateless_uniform
-except AttributeError:  # 1.12 has the operation, but its public name is in tf.contrib, which takes seconds to import
+if hasattr(tf, 'disable_v2_behavior'):
+    def stateless_uniform(shape, seed):
+        """As tf.random.stateless_uniform. XLA's own would take other bits of the same integers."""
+        if not tf.get_default_graph().building_function:
+            return tf.random.stateless_uniform(shape, seed)
+        bits = tf.random.stateless_uniform(shape, seed, minval=None, maxval=None, dtype=tf.uint32)
+        return tf.cast(tf.bitwise.bitwise_and(bits, 2 ** 23 - 1), tf.float32) * 2.0 ** -23
+else:  # 1.12 has the operation, but its public name is in tf.contrib, which takes seconds to import
     from tensorflow.python.ops.gen_stateless_random_ops import stateless_random_uniform as stateless_uniform  # noqa: F401
 try:
-    from tensorflow.compiler.tf2xla.ops.gen_xla_ops import xla_dynamic_update_slice  # has no public name
+    from tensorflow.compiler.tf2xla.ops.gen_xla_ops import (  # have no public names
+        xla_dynamic_update_slice, xla_optimization_barrier)
 except ImportError:  # 1.12
-    xla_dynamic_update_slice = None
+    xla_dynamic_update_slice = xla_optimization_barrier = None
 try:
     from tensorflow.lite.python import schema_py_generated as lite_schema  # the format of LiteRT's files
 except ImportError:  # 1.12

@@ -6,11 +6,13 @@ import zlib
 
 import numpy as np
 
+from gpt2.fast import matmul, xla
 from gpt2.fast.cache import Past
-from gpt2.system.tf1 import sizes, stateless_uniform, tf
+from gpt2.system.tf1 import sizes, stateless_uniform, tf, xla_optimization_barrier
 from gpt2.training.cluster import LocalWorkers
 import model
 
+MIN_STEPS_TO_COMPILE = 200  # fewer do not make up for compiling, a minute or so; not measured on a GPU
 BETAS = 0.9, 0.95  # of Adam, as Brown et al. 2020 (arXiv:2005.14165), appendix B
 
 Graph = namedtuple('Graph', 'tokens learning_rate first loss norm update valid_tokens valid_losses state')
@@ -21,10 +23,11 @@ Graph = namedtuple('Graph', 'tokens learning_rate first loss norm update valid_t
 # state: the optimizer's {name: variable}
 
 
-def build(hparams, options, cluster=None):
+def build(hparams, options, cluster=None, compiled=False):
     """The Graph of a step with train.py's flags. Its variables are the model's, under 'model', and the optimizer's.
 
     cluster: the workers that compute it together; None is one worker.
+    compiled: whether XLA compiles loss and gradients, in the first step.
     Raises ValueError if train_only matches no variable.
     """
     cluster, accumulate = cluster or LocalWorkers(), options.accumulate
@@ -36,15 +39,20 @@ def build(hparams, options, cluster=None):
         valid_losses = model.token_losses(model.model(hparams, valid_BT)['logits'], valid_BT)
     variables = variables_to_train(options.train_only)
 
-    def compute(i):
-        sequences = first + tf.cast(i, tf.int64) * options.batch_size + np.arange(options.batch_size)
-        drop = dropout(options.dropout, seed=options.seed, sequences=sequences)
-        return loss_and_gradients(hparams, tokens_ABT[i], variables, drop, recompute=options.recompute)
+    def mean_of_batches(tokens_ABT, first):
+        def compute(i):
+            sequences = first + tf.cast(i, tf.int64) * options.batch_size + np.arange(options.batch_size)
+            drop = dropout(options.dropout, seed=options.seed, sequences=sequences, redraw=options.recompute)
+            return loss_and_gradients(hparams, tokens_ABT[i], variables, drop, options.recompute, options.precision)
+
+        return mean_over_batches(range(accumulate), compute, variables)
 
     found = []
     for number, device in enumerate(cluster.devices):
         with tf.device(device):
-            found.append(mean_over_batches(range(number * accumulate, (number + 1) * accumulate), compute, variables))
+            begin = number * accumulate
+            found.append((xla.compiled(mean_of_batches) if compiled else mean_of_batches)(
+                tokens_ABT[begin:begin + accumulate], first + begin * options.batch_size))
     loss, *gradients = cluster.mean(mean_over_devices(found, cluster.devices[:1] + [v.device for v in variables]))
     clipped, norm = clip_by_norm(gradients, options.clip)
     optimizer = tf.train.AdamOptimizer(learning_rate, *BETAS)
@@ -58,6 +66,11 @@ def build(hparams, options, cluster=None):
         update = optimizer.apply_gradients(zip(clipped, variables))
     return Graph(tokens_ABT, learning_rate, first, loss, norm, update, valid_BT, valid_losses,
                  {variable.op.name: variable for variable in optimizer.variables()})
+
+
+def is_worth_compiling(n_steps):
+    """Whether compiling a step saves time: on a GPU, for many steps. A run that resumes computes as it did before."""
+    return n_steps >= MIN_STEPS_TO_COMPILE and matmul.on_gpu() and xla.is_usable()
 
 
 def spread(devices):
@@ -74,22 +87,26 @@ def spread(devices):
     return place
 
 
-def dropout(rate, *, seed, sequences):
+def dropout(rate, *, seed, sequences, redraw=True):
     """A function drop(x, site) that zeroes each element of x with probability rate and scales up the others.
 
     seed: an integer.  sequences: int64 [B], a number for each sequence of the batch; B divides x's first axis.
+    redraw: whether to draw again at a site that is computed again; otherwise each element takes a byte until then.
     What is dropped depends only on these, the site's name and the variable scope: a recomputed block drops the same,
     and so does a sequence in another batch, or in a repeated training step.
     Source: the GPT paper, section 4.1.
     """
+    kept = {}  # what is kept at each site
+
     def drop(x, site):
         name = '%s %s/%s' % (seed, tf.get_variable_scope().name, site)
-        site_seed = tf.constant(zlib.crc32(name.encode('utf-8')) % 2 ** 31, tf.int64)
-        numbers = tf.unstack(sequences)
-        draws = [stateless_uniform([tf.size(x) // len(numbers)], seed=tf.stack([number, site_seed]))
-                 for number in numbers]
-        kept = tf.reshape(tf.concat(draws, axis=0), tf.shape(x)) >= rate
-        return x * tf.cast(kept, tf.float32) / (1 - rate)
+        if redraw or name not in kept:
+            site_seed = tf.constant(zlib.crc32(name.encode('utf-8')) % 2 ** 31, tf.int64)
+            numbers = tf.unstack(sequences)
+            draws = [stateless_uniform([tf.size(x) // len(numbers)], seed=tf.stack([number, site_seed]))
+                     for number in numbers]
+            kept[name] = tf.reshape(tf.concat(draws, axis=0), tf.shape(x)) >= rate
+        return x * tf.cast(kept[name], tf.float32) / (1 - rate)
 
     return drop if rate else model.no_dropout
 
@@ -134,13 +151,65 @@ def mean_over_devices(found, devices):
     return means
 
 
-def loss_and_gradients(hparams, tokens_BT, variables, drop, recompute):
+class Texts(Past):
+    """The Past of whole texts in training.
+
+    keep_weights: whether attention weights are stored for the gradient; otherwise they are computed again.
+    precision: of products, 'float32' or 'bfloat16'.
+    """
+
+    def __init__(self, hparams, tokens_BT, keep_weights, precision):
+        super(Texts, self).__init__(hparams, tokens_BT)
+        self.keep_weights, self.factor = keep_weights, lambda x_GSK: x_GSK
+        if precision == 'bfloat16':
+            self.custom_getter, self.factor = matmul.bfloat16_weights, matmul.Bfloat16Weight
+
+    def over_heads(self, attend, q_GTK, keys, values, drop):
+        def attended(q_GTK, k, v, mask, drop):
+            def mixed(q_GTK, k_GSK, v_GSK):
+                return attend(q_GTK, self.factor(k_GSK), self.factor(v_GSK), mask, drop)
+
+            inputs = [q_GTK] + k.pieces + v.pieces
+            return mixed(*inputs) if self.keep_weights else recomputed(mixed, inputs)
+
+        return super(Texts, self).over_heads(attended, q_GTK, keys, values, drop)
+
+
+def recomputed(function, inputs):
+    """function(*inputs), which is computed again for its gradient, so that only the inputs are stored."""
+    scope = tf.get_variable_scope()
+
+    @tf.custom_gradient
+    def compute(*inputs):
+        def gradient(y_gradient):
+            # What is dropped depends on the scope. TensorFlow would compute early what waits for nothing, and store it.
+            with tf.variable_scope(scope), tf.control_dependencies([y_gradient]):
+                again, y_later = later(inputs, y_gradient)
+                return tf.gradients(function(*again), again, y_later)
+
+        return function(*inputs), gradient
+
+    return compute(*inputs)
+
+
+def later(tensors, gradient):
+    """tensors and gradient once both are there: XLA then computes what follows instead of storing an earlier result."""
+    if tf.get_default_graph().building_function:
+        *tensors, gradient = xla_optimization_barrier(list(tensors) + [gradient])
+        return tensors, gradient
+    return list(map(tf.identity, tensors)), gradient
+
+
+def loss_and_gradients(hparams, tokens_BT, variables, drop, recompute, precision='float32'):
     """The mean loss in nats per token, and its gradients with respect to variables, those of model.model.
 
-    drop: from dropout().  recompute: see recomputed_gradients.
+    drop: from dropout().  recompute: see recomputed_gradients.  precision: of products, 'float32' or 'bfloat16'.
     """
-    with tf.variable_scope('model', reuse=True):
-        past = Past(hparams, tokens_BT)
+    # A block that is computed again stores its own weights only. Without dropout there is little to store, and
+    # computing it again would take a CPU longer.
+    keep_weights = recompute or drop is model.no_dropout and not matmul.on_gpu()
+    past = Texts(hparams, tokens_BT, keep_weights, precision)
+    with tf.variable_scope('model', reuse=True, custom_getter=past.custom_getter):
         hidden = model.decoder(hparams, tokens_BT, past, drop)
         logits_RV = model.unembed(hparams, hidden[-1])
         logits_BTV = tf.reshape(logits_RV, sizes(tokens_BT) + [hparams.n_vocab])
@@ -170,8 +239,8 @@ def recomputed_gradients(loss, hidden, block, variables):
     x_gradient = descend(loss, None, hidden[-1:])
     for layer, x_RD in reversed(list(enumerate(hidden[:-1]))):
         with tf.control_dependencies(x_gradient):  # or TensorFlow would compute it early, and store it after all
-            x_RD = tf.identity(x_RD)
-            x_gradient = descend(block(layer, x_RD), x_gradient, [x_RD])
+            (x_RD,), y_gradient = later([x_RD], *x_gradient)
+            x_gradient = descend(block(layer, x_RD), [y_gradient], [x_RD])
     descend(hidden[0], x_gradient, [])
     return [tf.add_n(part) for part in parts]
 

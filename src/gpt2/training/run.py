@@ -14,7 +14,7 @@ import sample
 from gpt2.system.tf1 import tf
 from gpt2.training import run_folder
 from gpt2.training.cluster import LocalWorkers
-from gpt2.training.graph import build, learning_rate_at
+from gpt2.training.graph import build, is_worth_compiling, learning_rate_at
 from gpt2.training.record import Record
 
 
@@ -35,7 +35,7 @@ class Run(object):
         self.record = None  # the chief's Record
         tf.set_random_seed(options.seed)
         with tf.device(cluster.device):
-            self.graph = build(hparams, options, cluster)
+            self.graph = build(hparams, options, cluster, compiled=is_worth_compiling(options.steps))
             self.samples = self.build_samples() if options.sample_every and cluster.is_chief else []
             self.compute(tf.global_variables_initializer(), {})
         self.saved = cluster.largest(self.restore() if cluster.is_chief else 0)  # the step of the last save; 0 is none

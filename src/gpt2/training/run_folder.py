@@ -175,10 +175,11 @@ def check_origin(folder, options, before):
     def shown(name, value):
         return 'no --' + name if value is None else '--%s %s' % (name, value)
 
-    for name in ('model_name', 'vocab_size', 'train_only'):
-        value = getattr(options, name)
-        if before and before.get(name) != value:
-            refuse(shown(name, before.get(name)), shown(name, value))
+    # Early versions had no precision.
+    for name, default in (('model_name', None), ('vocab_size', None), ('train_only', None), ('precision', 'float32')):
+        had, value = before.get(name, default), getattr(options, name)
+        if before and had != value:
+            refuse(shown(name, had), shown(name, value))
     if options.model_name is None:
         hparams, source = origin(options)
         for name, value in sorted(load_hparams(folder).values().items()):
