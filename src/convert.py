@@ -4,6 +4,7 @@
     python3 src/convert.py to-transformers 117M exported
     python3 src/convert.py from-transformers downloaded mine
     python3 src/convert.py to-savedmodel 117M served
+    python3 src/convert.py to-litert 117M 117M.tflite
     python3 src/convert.py copy run1 mine --models_dir checkpoint
 
 docs/convert.md shows how other programs take the result.
@@ -57,6 +58,18 @@ def to_savedmodel(model: str, folder: str, *, models_dir='models'):
     savedmodel.export(model, folder, models_dir)
 
 
+def to_litert(model: str, file: str, *, models_dir='models'):
+    """Write a model with 8-bit weights as one file for LiteRT, which runs on phones and in browsers.
+
+    Args:
+        model: name of the model, a folder in models_dir
+        file: the new file to write
+    """
+    checkpoint.model_dir(model, models_dir)
+    from gpt2.conversion import litert
+    litert.export(model, file, models_dir)
+
+
 def copy(model: str, name: str, *, models_dir='models', new_models_dir='models'):
     """Copy a model, such as one that nshepperd/gpt-2 or gpt-2-simple has trained, without what only its training needs.
 
@@ -69,7 +82,7 @@ def copy(model: str, name: str, *, models_dir='models', new_models_dir='models')
 
 
 COMMANDS = {'to-transformers': to_transformers, 'from-transformers': from_transformers,
-            'to-savedmodel': to_savedmodel, 'copy': copy}
+            'to-savedmodel': to_savedmodel, 'to-litert': to_litert, 'copy': copy}
 
 if __name__ == '__main__':
-    flags.run(COMMANDS, outputs=['folder', 'name'])
+    flags.run(COMMANDS, outputs=['folder', 'file', 'name'])

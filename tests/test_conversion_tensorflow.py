@@ -1,4 +1,4 @@
-"""convert.py to-savedmodel, used by a program that has nothing of ours; and copies of other trainers' checkpoints."""
+"""convert.py to-savedmodel and to-litert, used without anything of ours; and copies of other trainers' checkpoints."""
 import json
 import os
 import shutil
@@ -10,6 +10,7 @@ import pytest
 from gpt2 import checkpoint
 from gpt2.evaluation import loading
 from gpt2.evaluation.documents import Options
+from gpt2.fast import lite
 from gpt2.sampler import Sampler
 from gpt2.system import tensor_bundle
 from gpt2.system.tf1 import tf
@@ -123,6 +124,32 @@ def test_savedmodel_has_the_vocabulary_and_the_layout_of_serving(tiny_models, se
             assert found.read() == expected.read()
     with open(os.path.join(served, '1', 'saved_model.pb'), 'rb') as file:
         assert tiny_models.encode('utf-8') not in file.read()
+
+
+def test_litert_file_continues_a_text_as_the_network_of_8_bits(tmp_path):
+    """In any number of steps; what is in the free room of the past does not matter."""
+    hparams = tiny.hparams(n_vocab=tiny.N_BYTE_VOCAB, n_embd=64, n_head=2, n_layer=3, n_ctx=32)
+    weights, path = tiny.random_weights(hparams, stddev=0.1), str(tmp_path / 'model.tflite')
+    tiny.write_model(str(tmp_path / 'models' / 'odd'), hparams, weights)
+    if tf.__version__.startswith('1.'):
+        with pytest.raises(ValueError, match='needs TensorFlow 2'):
+            convert.to_litert('odd', path, models_dir=str(tmp_path / 'models'))
+        assert not os.path.exists(path)
+        return
+    convert.to_litert('odd', path, models_dir=str(tmp_path / 'models'))
+    with pytest.raises(ValueError, match='exists already'):
+        convert.to_litert('odd', path, models_dir=str(tmp_path / 'models'))
+    ids = np.random.RandomState(0).randint(0, hparams.n_vocab, [1, 20]).astype(np.int32)
+    network = lite.Network(hparams, weights.__getitem__)
+    expected_TV = network.logits(network.states(ids, network.past(1, 20))[:, 0])
+    run = lite.Interpreter(path).get_signature_runner('next')
+    past, n_past = np.full([3, 2, 2, 25, 32], 1e3, np.float32), 0
+    for n_new in (7, 1, 1, 11):
+        found = run(tokens=ids[:, n_past:n_past + n_new], past=past, n_past=np.int32(n_past))
+        past[:, :, :, n_past:n_past + n_new] = found['present']
+        n_past += n_new
+        np.testing.assert_allclose(found['logits'], expected_TV[n_past - 1], rtol=0, atol=1e-4 * np.ptp(expected_TV))
+    assert sorted(os.listdir(str(tmp_path))) == ['model.tflite', 'models']
 
 
 # Checkpoints of other trainers

@@ -102,7 +102,8 @@ class Matrix(object):
 
     def product(self, x_RN, transpose_b, input_activation):
         self.cut.matrices[-1].append(self.name)
-        return tf.matmul(input_activation(x_RN), tf.constant(np.ones(self.shape, np.float32)))
+        numbers = np.full(self.shape, len(self.cut.matrices[-1]), np.float32)  # the converter would merge equal ones
+        return tf.matmul(input_activation(x_RN), tf.constant(numbers))
 
 
 def cut_network(hparams):
@@ -152,15 +153,16 @@ def filled(content, vectors, matrices, first_layer, read, read_matrix):
     content, vectors, matrices: as converted returns them.  first_layer: what layer 0 of the piece is in the network.
     read: function from a vector's name to its float32 array.  read_matrix: from a matrix's to what rounded() returns.
     """
-    import flatbuffers  # comes with TensorFlow 2
-
     def stored(name):
         return re.sub('/h([01])/', lambda match: '/h%d/' % (first_layer + int(match.group(1))), name)
 
+    places = {}  # where an array is: in one place, even if there are two tensors of it
+
     def put(array, tensor):
-        tensor.shape, tensor.buffer = list(array.shape), len(file.buffers)
-        file.buffers.append(lite_schema.BufferT())
-        file.buffers[-1].data = np.ascontiguousarray(array).view(np.uint8).ravel()
+        tensor.shape, (tensor.buffer, _) = list(array.shape), places.setdefault(id(array), (len(file.buffers), array))
+        if tensor.buffer == len(file.buffers):
+            file.buffers.append(lite_schema.BufferT())
+            file.buffers[-1].data = np.ascontiguousarray(array).view(np.uint8).ravel()
 
     file = lite_schema.ModelT.InitFromPackedBuf(content, 0)
     graph = file.subgraphs[0]
@@ -175,7 +177,14 @@ def filled(content, vectors, matrices, first_layer, read, read_matrix):
         tensor = graph.tensors[operator.inputs[1]]
         tensor.quantization.scale, tensor.quantization.zeroPoint = scale_M, np.zeros(len(scale_M), np.int64)
         put(values_MN, tensor)
-    builder = flatbuffers.Builder(sum(len(buffer.data) for buffer in file.buffers if buffer.data is not None) + 2 ** 16)
+    return packed(file)
+
+
+def packed(file):
+    """The content of a file in LiteRT's format."""
+    import flatbuffers  # comes with TensorFlow 2
+    n_bytes = sum(len(buffer.data) for buffer in file.buffers if buffer.data is not None)
+    builder = flatbuffers.Builder(n_bytes + 2 ** 16)
     builder.Finish(file.Pack(builder), b'TFL3')
     return bytes(builder.Output())
 

@@ -1,0 +1,91 @@
+"""A model as one file for LiteRT, which phones, browsers and small computers run.
+
+Its matrices have 8 bits, as those of gpt2.fast.lite, which fills them into the file in the same way.
+"""
+from gpt2 import checkpoint
+from gpt2.conversion import weights
+from gpt2.fast import lite
+from gpt2.fast.cache import Past, causal_mask
+from gpt2.system import files
+from gpt2.system.tf1 import lite_schema, tf, without_stderr
+import model
+
+SIGNATURE = 'next'
+
+
+def export(model_name, path, models_dir):
+    """Write a model as a new file. Raises ValueError without TensorFlow 2, and as checkpoint.load_in_8_bits does."""
+    weights.check_new(path)
+    if lite_schema is None:
+        raise ValueError('a file for LiteRT needs TensorFlow 2.x to write it; this is %s' % tf.__version__)
+    folder = checkpoint.model_dir(model_name, models_dir)
+    hparams = checkpoint.load_hparams(model_name, models_dir)
+    with checkpoint.reading(checkpoint.weights_prefix(folder), lite.weight_shapes(hparams)) as (_, reader):
+        values_VD, scale_V = wte = lite.rounded(reader.get_tensor('model/wte'), 'model/wte')
+
+        def read(name):
+            return {'values': values_VD, 'scale': scale_V}.get(name) if '/' not in name else reader.get_tensor(name)
+
+        def read_matrix(name):
+            return wte if name == 'model/wte' else lite.rounded(reader.get_tensor(name)[0].T, name)
+
+        content = lite.filled(*converted(hparams), 0, read, read_matrix)
+    with files.replacing(path) as part, open(part, 'wb') as file:
+        file.write(content)
+
+
+class FixedPast(Past):
+    """The past of one text, with room for S positions, of which n_before are taken.
+
+    tokens_1T: int32, the new tokens.  past: float32 [n_layer, 2, H, S, K].
+    """
+
+    def __init__(self, hparams, tokens_1T, past, n_before):
+        super(FixedPast, self).__init__(hparams, tokens_1T, n_before=n_before)
+        before_TS = tf.zeros([self.n_new, 1]) + causal_mask(n_before[None] - 1, tf.shape(past)[3])
+        self.mask_TS = tf.concat([before_TS, causal_mask(tf.range(self.n_new), self.n_new)], axis=1)
+        self.pairs = [tf.unstack(pair) for pair in tf.unstack(past)]
+
+    def append(self, layer, k_HTK, v_HTK):
+        self.new.append(tf.stack([k_HTK, v_HTK]))
+        return [(tf.concat([old, new], axis=-2),) for old, new in zip(self.pairs[layer], (k_HTK, v_HTK))]
+
+
+def converted(hparams):
+    """(content, vectors, matrices) of a network without its weights, as lite.filled takes them."""
+    with tf.Graph().as_default(), tf.Session() as sess, without_stderr():
+        tokens = tf.placeholder(tf.int32, [1, None], 'tokens')
+        n_before = tf.placeholder(tf.int32, [], 'n_past')
+        past = tf.placeholder(tf.float32, [hparams.n_layer, 2, hparams.n_head, None,
+                                           hparams.n_embd // hparams.n_head], 'past')
+        values_VD = tf.placeholder(tf.int8, [hparams.n_vocab, hparams.n_embd])
+        scale_V = tf.placeholder(tf.float32, [hparams.n_vocab])
+        wpe_SD = tf.placeholder(tf.float32, [hparams.n_ctx, hparams.n_embd])
+        cut, fixed = lite.Cut(hparams), FixedPast(hparams, tokens, past, n_before)
+        hidden_TD = (tf.cast(tf.gather(values_VD, tokens[0]), tf.float32) * tf.gather(scale_V, tokens[0])[:, None]
+                     + tf.gather(wpe_SD, fixed.position_T))
+        with tf.variable_scope('model', custom_getter=cut.custom_getter):
+            for layer in range(hparams.n_layer):
+                hidden_TD = model.block(hparams, hidden_TD, layer, fixed)
+            logits = tf.identity(model.unembed(hparams, model.layer_norm(hidden_TD[-1:], 'ln_f'))[0], 'logits')
+        present = tf.stack(fixed.new, name='present')
+        vectors = dict(cut.vectors[0], **{'values': values_VD, 'scale': scale_V, 'model/wpe': wpe_SD})
+        converter = tf.lite.TFLiteConverter.from_session(
+            sess, [tokens, past, n_before] + list(vectors.values()), [logits, present])
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        file = lite_schema.ModelT.InitFromPackedBuf(converter.convert(), 0)
+    graph, signature = file.subgraphs[0], lite_schema.SignatureDefT()
+    signature.signatureKey, signature.subgraphIndex = SIGNATURE, 0
+    signature.inputs = named(['tokens', 'past', 'n_past'], graph.inputs)
+    signature.outputs = named(['logits', 'present'], graph.outputs)
+    file.signatureDefs = [signature]
+    return lite.packed(file), list(vectors), cut.matrices[0]
+
+
+def named(names, tensors):
+    """The inputs or outputs of a signature. tensors: their numbers."""
+    found = []
+    for name, tensor in zip(names, tensors):
+        found.append(lite_schema.TensorMapT())
+        found[-1].name, found[-1].tensorIndex = name, int(tensor)
+    return found
