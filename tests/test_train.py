@@ -694,7 +694,7 @@ def test_compute_leaves_the_main_thread_free_for_ctrl_c(run, monkeypatch):
 @pytest.mark.slow
 def test_seed_determines_new_weights(models_dir, tmp_path, monkeypatch):
     """Equal seeds give equal weights, another seed gives others."""
-    def build(hparams, options, cluster):
+    def build(hparams, options, cluster, compiled):
         return SimpleNamespace(state={}, variables=build_model(hparams))
 
     monkeypatch.setattr(training_run, 'build', build)
