@@ -2,7 +2,7 @@
 
 Its matrices have 8 bits, as those of gpt2.fast.lite, which fills them into the file in the same way.
 """
-from gpt2 import checkpoint
+from gpt2 import checkpoint, session
 from gpt2.conversion import weights
 from gpt2.fast import lite
 from gpt2.fast.cache import Past, causal_mask
@@ -53,7 +53,7 @@ class FixedPast(Past):
 
 def converted(hparams):
     """(content, vectors, matrices) of a network without its weights, as lite.filled takes them."""
-    with tf.Graph().as_default(), tf.Session() as sess, without_stderr():
+    with tf.Graph().as_default(), session.session() as sess, without_stderr():
         tokens = tf.placeholder(tf.int32, [1, None], 'tokens')
         n_before = tf.placeholder(tf.int32, [], 'n_past')
         past = tf.placeholder(tf.float32, [hparams.n_layer, 2, hparams.n_head, None,

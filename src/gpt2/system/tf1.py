@@ -69,11 +69,10 @@ else:
 if hasattr(tf, 'disable_v2_behavior'):
     tf.disable_v2_behavior()
 
-if hasattr(tf, 'disable_v2_behavior'):
-    def stateless_uniform(shape, seed):
-        """As tf.random.stateless_uniform. XLA's own would take other bits of the same integers."""
-        if not tf.get_default_graph().building_function:
-            return tf.random.stateless_uniform(shape, seed)
+    def stateless_uniform(shape, seed, dtype=tf.float32):
+        """As tf.random.stateless_uniform, also in float32 by XLA, which would take other bits of the same integers."""
+        if dtype != tf.float32 or not tf.get_default_graph().building_function:
+            return tf.random.stateless_uniform(shape, seed, dtype=dtype)
         bits = tf.random.stateless_uniform(shape, seed, minval=None, maxval=None, dtype=tf.uint32)
         return tf.cast(tf.bitwise.bitwise_and(bits, 2 ** 23 - 1), tf.float32) * 2.0 ** -23
 else:  # 1.12 has the operation, but its public name is in tf.contrib, which takes seconds to import
