@@ -635,6 +635,21 @@ def test_engine_lets_a_short_row_by_while_a_long_one_runs(engine):
 
 
 @pytest.mark.slow
+def test_engine_computes_a_batch_while_three_others_wait(engine, monkeypatch):
+    """Each row waits at its first token until the next one has ended: TensorFlow has a thread for each batch."""
+    monkeypatch.setattr('gpt2.serving.engine.WAIT_SECONDS', 0)
+    wait_until(lambda: not engine.running)
+    rows, waited = [Listed(3)], []
+    for _ in range(3):
+        rows.append(Listed(3, after=lambda row, other=rows[-1]: len(row.tokens) == 1 and (
+            engine.submit([other]), waited.append(other.done.wait(SECONDS / 10)))))
+    engine.submit(rows[-1:])
+    assert rows[-1].done.wait(SECONDS)
+    assert waited == [True] * 3 and [len(row.tokens) for row in rows] == [3] * 4
+    wait_until(lambda: not engine.running)
+
+
+@pytest.mark.slow
 def test_engine_ends_a_batch_whose_clients_are_gone(engine, monkeypatch):
     """The batch takes no turn after the token at which its last client went away."""
     wait_until(lambda: not engine.running)

@@ -23,8 +23,8 @@ MAX_TOP = 10  # most likely tokens that are found for each token
 MAX_BATCHES = 8  # that run at the same time
 PROMPT_BATCHES = 2  # that start at once; with more running, a row waits for each of them, so that others can join it
 WAIT_SECONDS = 0.5
+GATHER_SECONDS = 0.01  # that each row waits for others that come with it, such as those whose batch has just ended
 MAX_SPREAD = 64  # tokens by which prompts of a batch may differ: this part of the longer ones is fed token by token
-CHECK_EVERY_SECONDS = 0.1  # whether a row has waited for long enough
 
 
 class Full(Exception):
@@ -177,7 +177,9 @@ class Engine(object):
         chooser = RowChooser(tf.shape(draws)[1], length_B, draws, temperature_B, top_k_B, top_p_B, None, False)
         chooser = Watched(chooser, self.watch, number, wants_top)
         config = session.session_config(sampling=True)
-        config.inter_op_parallelism_threads += MAX_BATCHES  # those that wait for their turn occupy a thread each
+        # A batch that waits for its turn occupies a thread, and sessions would share those of the first one.
+        config.inter_op_parallelism_threads += MAX_BATCHES
+        config.use_per_session_threads = True
         network = None
         if precision == 'int8':
             network = checkpoint.load_in_8_bits(self.hparams, model_name, models_dir)
@@ -239,7 +241,7 @@ class Engine(object):
             with self.changed:
                 rows = self.next_rows()
                 if not rows:
-                    self.changed.wait(CHECK_EVERY_SECONDS if self.waiting else None)
+                    self.changed.wait(GATHER_SECONDS if self.waiting else None)
                     continue
                 self.waiting = [row for row in self.waiting if row not in rows]
                 self.n_batches += 1
@@ -253,7 +255,8 @@ class Engine(object):
         if not self.waiting or n_free < 1 or len(self.running) >= MAX_BATCHES:
             return []
         first = self.waiting[0]
-        if len(self.running) >= PROMPT_BATCHES and time.time() - first.since < WAIT_SECONDS * len(self.running):
+        wait_seconds = WAIT_SECONDS * len(self.running) if len(self.running) >= PROMPT_BATCHES else GATHER_SECONDS
+        if time.time() - first.since < wait_seconds:
             return []
         return [row for row in self.waiting if is_worth_joining(row, first)][:n_free]
 
