@@ -208,8 +208,8 @@ def test_on_ray_ends_at_once_after_ctrl_c(forks, cluster, tmp_path, flat_models)
     out = str(tmp_path / 'rows')
     flags = ['--%s=%s' % flag for flag in dict(FLAGS, models_dir=flat_models, ray=cluster.address, out=out).items()]
     text = INTERRUPTED_AFTER_A_SHARD % (str(tmp_path / 'processes.json'), signal.SIGINT, SECONDS)
-    (status, stdout, stderr), = forks.run((text, flags, ['out'], PATIENT))
-    assert (status, stdout) == (130, b''), stderr
+    (status, _, stderr), = forks.run((text, flags, ['out'], PATIENT))
+    assert status == 130, stderr  # Ray prints on stdout what becomes of other machines
     assert_says_how_to_continue(stderr, out)
 
 
