@@ -21,27 +21,25 @@ def export(model_name, path, models_dir):
     folder = checkpoint.model_dir(model_name, models_dir)
     hparams = checkpoint.load_hparams(model_name, models_dir)
     with checkpoint.reading(checkpoint.weights_prefix(folder), lite.weight_shapes(hparams)) as (_, reader):
-        values_VD, scale_V = wte = lite.rounded(reader.get_tensor('model/wte'), 'model/wte')
+        read_matrix = lite.matrix_reader(reader.get_tensor)
+        embedding = dict(zip(('values', 'scale'), read_matrix('model/wte')))
 
         def read(name):
-            return {'values': values_VD, 'scale': scale_V}.get(name) if '/' not in name else reader.get_tensor(name)
-
-        def read_matrix(name):
-            return wte if name == 'model/wte' else lite.rounded(reader.get_tensor(name)[0].T, name)
+            return embedding[name] if name in embedding else reader.get_tensor(name)
 
         content = lite.filled(*converted(hparams), 0, read, read_matrix)
     with files.replacing(path) as part, open(part, 'wb') as file:
         file.write(content)
 
 
-class FixedPast(Past):
-    """The past of one text, with room for S positions, of which n_before are taken.
+class InputPast(Past):
+    """The past of one text, an input of the file, with room for S positions, of which n_before are taken.
 
     tokens_1T: int32, the new tokens.  past: float32 [n_layer, 2, H, S, K].
     """
 
     def __init__(self, hparams, tokens_1T, past, n_before):
-        super(FixedPast, self).__init__(hparams, tokens_1T, n_before=n_before)
+        super(InputPast, self).__init__(hparams, tokens_1T, n_before=n_before)
         before_TS = tf.zeros([self.n_new, 1]) + causal_mask(n_before[None] - 1, tf.shape(past)[3])
         self.mask_TS = tf.concat([before_TS, causal_mask(tf.range(self.n_new), self.n_new)], axis=1)
         self.pairs = [tf.unstack(pair) for pair in tf.unstack(past)]
@@ -61,7 +59,7 @@ def converted(hparams):
         values_VD = tf.placeholder(tf.int8, [hparams.n_vocab, hparams.n_embd])
         scale_V = tf.placeholder(tf.float32, [hparams.n_vocab])
         wpe_SD = tf.placeholder(tf.float32, [hparams.n_ctx, hparams.n_embd])
-        cut, fixed = lite.Cut(hparams), FixedPast(hparams, tokens, past, n_before)
+        cut, fixed = lite.Cut(hparams), InputPast(hparams, tokens, past, n_before)
         hidden_TD = (tf.cast(tf.gather(values_VD, tokens[0]), tf.float32) * tf.gather(scale_V, tokens[0])[:, None]
                      + tf.gather(wpe_SD, fixed.position_T))
         with tf.variable_scope('model', custom_getter=cut.custom_getter):

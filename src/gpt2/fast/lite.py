@@ -159,6 +159,7 @@ def filled(content, vectors, matrices, first_layer, read, read_matrix):
     places = {}  # where an array is: in one place, even if there are two tensors of it
 
     def put(array, tensor):
+        file.buffers[tensor.buffer].data = None  # the small network's
         tensor.shape, (tensor.buffer, _) = list(array.shape), places.setdefault(id(array), (len(file.buffers), array))
         if tensor.buffer == len(file.buffers):
             file.buffers.append(lite_schema.BufferT())
@@ -203,6 +204,15 @@ def rounded(weight_MN, name):
         rows = slice(first, first + ROWS_AT_A_TIME)
         values_MN[rows] = np.rint(weight_MN[rows] / scale_M[rows, None])
     return values_MN, scale_M
+
+
+def matrix_reader(read):
+    """A function from a matrix's name to what rounded() returns; the embedding, which is needed twice, is kept.
+
+    read: function from a variable's name to its float32 array.
+    """
+    wte = rounded(read('model/wte'), 'model/wte')
+    return lambda name: wte if name == 'model/wte' else rounded(read(name)[0].T, name)
 
 
 # A network of 8-bit weights
@@ -258,11 +268,8 @@ class Network(object):
         orders = [first + (0,)] + [between + (layer,) for layer in range(hparams.n_layer - 1)]
         orders += [last + (hparams.n_layer - 2,)]
         self.attend = Piece(attend)
-        self.wte, self.wpe = rounded(read('model/wte'), 'model/wte'), read('model/wpe')
-
-        def read_matrix(name):
-            return self.wte if name == 'model/wte' else rounded(read(name)[0].T, name)
-
+        read_matrix = matrix_reader(read)
+        self.wte, self.wpe = read_matrix('model/wte'), read('model/wpe')
         self.pieces = list(self.pool.map(lambda order: Piece(filled(*order, read, read_matrix)), orders))
 
     def past(self, batch, n_positions):
