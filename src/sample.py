@@ -7,7 +7,7 @@ import numpy as np
 
 from gpt2.fast import cache, matmul, xla
 import model
-from gpt2.system.tf1 import size, sizes, tf
+from gpt2.system.tf1 import batch_gather, size, sizes, tf
 
 REMOVED = -1e10  # the logit of a token that a filter took out
 NO_TOKEN = -1  # follows the end of a row when there is no end token
@@ -48,8 +48,8 @@ def top_p_logits(logits, p):
     mass_before_BV = tf.cumsum(probability_BV, axis=-1, exclusive=True)
     n_kept_B = count(mass_before_BV < as_float64(p))
     last_B = tf.maximum(n_kept_B - 1, 0)  # the processor may take the smallest p for 0
-    last_kept_B = tf.gather_nd(sorted_BV, tf.stack([tf.range(tf.shape(logits)[0]), last_B], axis=-1))
-    return keep(logits, logits >= last_kept_B[:, None])
+    last_kept_B1 = batch_gather(sorted_BV, last_B[:, None])
+    return keep(logits, logits >= last_kept_B1)
 
 
 def as_float64(x):
@@ -81,27 +81,6 @@ def count(x_BV):
     return tf.cast(tf.reduce_sum(tf.cast(x_BV, tf.float32), axis=-1), tf.int32)
 
 
-def shortlist(logits_BV, k, scale):
-    """A superset of the tokens that top_k_logits keeps, in the order of their ids.
-
-    Returns scaled logits, float32 [B, N], and ids, int32 [B, N].
-    scale: function of logits that keeps their order. Different logits may tie once they are scaled.
-    """
-    n_vocab = logits_BV.shape.as_list()[-1]
-    greatest_BN, ids_BN = matmul.top_k(logits_BV, k + 1)
-    scaled_BN = scale(greatest_BN)
-    tied = tf.reduce_any(tf.equal(scaled_BN[:, k - 1], scaled_BN[:, k]))
-
-    def everything():
-        return scale(logits_BV), tf.tile(tf.range(n_vocab)[None, :], [tf.shape(logits_BV)[0], 1])
-
-    def those():
-        by_id = tf.nn.top_k(-ids_BN, k=k + 1)
-        return tf.batch_gather(scaled_BN, by_id.indices), -by_id.values
-
-    return tf.cond(tied, everything, those)
-
-
 def next_tokens(logits_BV, draw_B, *, temperature, top_k, top_p, from_shortlist=True):
     """One token for each row: int32 [B]. Temperature first, then top_k, then top_p; temperature 0 is the arg-max.
 
@@ -126,13 +105,21 @@ def next_tokens(logits_BV, draw_B, *, temperature, top_k, top_p, from_shortlist=
 
 
 def draw_from_shortlist(logits_BV, k, scale, draw):
-    """draw(scale(logits)) of the tokens of a shortlist: int32 [B].
+    """draw(scale(logits)) that looks at no more than the k + 1 most likely tokens if it can: int32 [B].
 
-    draw: function from logits [B, N] to places [B] in them.  k, scale: as shortlist takes them.
+    draw: function from logits [B, N] to places [B] in them; it takes none but the k greatest, and those that tie.
+    scale: function of logits that keeps their order. Different logits may tie once they are scaled.
     """
-    logits_BN, ids_BN = shortlist(logits_BV, k, scale)
-    place_B = draw(logits_BN)
-    return tf.gather_nd(ids_BN, tf.stack([tf.range(tf.shape(place_B)[0]), place_B], axis=-1))
+    greatest_BN, ids_BN = matmul.top_k(logits_BV, k + 1)
+    scaled_BN = scale(greatest_BN)
+    tied = tf.reduce_any(tf.equal(scaled_BN[:, k - 1], scaled_BN[:, k]))
+
+    def those():
+        by_id = tf.nn.top_k(-ids_BN, k=k + 1)
+        place_B = draw(batch_gather(scaled_BN, by_id.indices))
+        return -batch_gather(by_id.values, place_B[:, None])[:, 0]
+
+    return tf.cond(tied, lambda: draw(scale(logits_BV)), those)
 
 
 class Chooser(namedtuple('Chooser', 'length length_B draws temperature top_k top_p end_token from_shortlist')):

@@ -5,7 +5,7 @@ from gpt2.evaluation.batches import Predictions
 from gpt2.fast import matmul
 import model
 from gpt2.system import process
-from gpt2.system.tf1 import tf
+from gpt2.system.tf1 import batch_gather, tf
 
 MAX_LOGIT_ROWS = 512  # positions whose logits are in memory at the same time: 100 MB with the released vocabulary
 
@@ -50,7 +50,7 @@ def predictor(sess, hparams, n_top=0, network=None):
         weighted_BNV = share_BNV * below_BNV
         mean_BN = tf.reduce_sum(weighted_BNV, axis=-1) / total_BN
         square_BN = tf.matmul(weighted_BNV[:, :, None], below_BNV[..., None])[..., 0, 0] / total_BN
-        own_BN1 = tf.batch_gather(below_BNV, token_BN[..., None])
+        own_BN1 = batch_gather(below_BNV, token_BN[..., None])
         n_above_BN = tf.reduce_sum(tf.cast(below_BNV > own_BN1, tf.float32), axis=-1)
         found = [tf.log(total_BN) - own_BN1[..., 0], 1 + tf.cast(n_above_BN, tf.int32), tf.log(total_BN) - mean_BN,
                  tf.maximum(square_BN - tf.square(mean_BN), 0)]

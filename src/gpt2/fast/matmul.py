@@ -12,7 +12,7 @@ import os
 import platform
 
 from gpt2.system import process
-from gpt2.system.tf1 import size, tf
+from gpt2.system.tf1 import batch_gather, size, tf
 
 MAX_PARTS = 4  # four cores saturate the memory bandwidth; more parts would only make the graph larger
 MIN_TOKENS_TO_TRANSPOSE = 16  # for fewer tokens, transposing the token embedding takes longer than it saves
@@ -171,8 +171,8 @@ def top_k(logits_BV, k):
     maxima_BN = tf.reduce_max(tf.reshape(logits_BV, [-1, n_each, n_groups]), axis=1)
     group_BN = tf.nn.top_k(maxima_BN, k=k).indices
     ids_BN = tf.reshape(group_BN[:, :, None] + tf.range(0, n_vocab, n_groups), [-1, k * n_each])
-    found = tf.nn.top_k(tf.batch_gather(logits_BV, ids_BN), k=k)
-    return found.values, tf.batch_gather(ids_BN, found.indices)
+    found = tf.nn.top_k(batch_gather(logits_BV, ids_BN), k=k)
+    return found.values, batch_gather(ids_BN, found.indices)
 
 
 def on_onednn():

@@ -16,7 +16,7 @@ from gpt2.evaluation import scorer
 from gpt2.fast import matmul
 import sample
 from gpt2.system.progress import report
-from gpt2.system.tf1 import tf
+from gpt2.system.tf1 import batch_gather, tf
 
 MAX_SHORT = 100  # up to this top_k in all rows, only the most likely tokens are sorted
 MAX_TOP = 10  # most likely tokens that are found for each token
@@ -69,7 +69,7 @@ class RowChooser(sample.Chooser):
 
         def keep_top_k(logits_AN):
             greatest_AN = tf.nn.top_k(logits_AN, k=tf.reduce_max(top_k_A)).values
-            kth_A1 = tf.batch_gather(greatest_AN, tf.maximum(top_k_A - 1, 0)[:, None])
+            kth_A1 = batch_gather(greatest_AN, tf.maximum(top_k_A - 1, 0)[:, None])
             return sample.keep(logits_AN, logits_AN >= kth_A1)
 
         def keep_top_p(logits_AN):
@@ -110,7 +110,7 @@ class Watched(object):
         def top():
             logprob_AV = tf.nn.log_softmax(logits_AV)
             values_AN, ids_AN = matmul.top_k(logprob_AV, n_top)
-            return [tf.batch_gather(logprob_AV, tf.maximum(token_A, 0)[:, None])[:, 0], ids_AN, values_AN]
+            return [batch_gather(logprob_AV, tf.maximum(token_A, 0)[:, None])[:, 0], ids_AN, values_AN]
 
         def nothing():
             n_rows = tf.shape(token_A)[0]
