@@ -1,6 +1,5 @@
 """Logits to token ids: the filters, the draw, and the loops that feed each token back. Shapes as in model.py."""
 from collections import namedtuple
-import functools
 import numbers
 
 import numpy as np
@@ -290,51 +289,6 @@ def compiled_loop(hparams, prompt_BT, context_BC, chooser):
         return tf.while_loop(unfinished, step, [n_seen, tf.fill([batch], False), text_BS] + before)[:3]
 
     n_seen, _, text_BS = run(n_prompt, n_total, text_BS, before)
-    return text_BS[:, :n_seen]
-
-
-def loop_in_8_bits(sess, network, length, watch=None, *, temperature=1, top_k=0, top_p=1, end_token=None):
-    """A function like sample_sequence for a lite.Network, which is no part of a graph.
-
-    sess: a session, to whose graph the choice of a token is added.  The others: as sample_sequence takes them.
-    The function takes context_BC, int32, its lengths [B], and draws [B, length], all in NumPy, and returns NumPy, too.
-    """
-    check_options(length, temperature, top_k, top_p)
-    with sess.graph.as_default():
-        length_B, draws, logits_AV, n_seen, row_A, given_A, ended_A = inputs = [
-            tf.placeholder(kind, shape) for kind, shape in (
-                (tf.int32, [None]), (tf.float64, [None, length]), (tf.float32, [None, network.hparams.n_vocab]),
-                (tf.int32, []), (tf.int32, [None]), (tf.int32, [None]), (tf.bool, [None]))]
-        chooser = Chooser(length, length_B, draws, temperature, top_k, top_p, end_token, from_shortlist=True)
-        choose = sess.make_callable(chooser.choose(logits_AV, n_seen, row_A, given_A, ended_A), inputs)
-
-    def run(context_BC, length_B, draws):
-        choose_with = functools.partial(choose, length_B, draws)
-        return decode_in_8_bits(network, context_BC, length_B, length, chooser.filler, choose_with, watch)
-
-    return run
-
-
-def decode_in_8_bits(network, context_BC, length_B, length, filler, choose, watch=None):
-    """The loop of loop_in_8_bits: int32 [B, up to C + length]. choose: Chooser.choose as a function of arrays."""
-    context_BC, length_B = np.array(context_BC, np.int32), np.array(length_B, np.int32)
-    n_total = context_BC.shape[1] + length
-    is_given_BS = np.arange(n_total) < length_B[:, None]
-    text_BS = np.where(is_given_BS, np.pad(context_BC, [(0, 0), (0, length)], 'constant'), np.int32(filler))
-    row_A, ended_A = np.arange(len(text_BS), dtype=np.int32), np.zeros(len(text_BS), bool)
-    n_seen = min(length_B)
-    past, fed_AT = network.past(len(text_BS), n_total - 1), text_BS[:, :n_seen]
-    while n_seen < n_total and not ended_A.all():
-        if 2 * ended_A.sum() >= len(row_A) > 1:
-            kept = np.flatnonzero(~ended_A)
-            past.keep(kept)
-            row_A, ended_A, fed_AT = row_A[kept], ended_A[kept], fed_AT[kept]
-        logits_AV = network.logits(network.states(fed_AT, past)[:, :, -1])
-        token_A, ended_A = choose(logits_AV, n_seen, row_A, text_BS[row_A, n_seen], ended_A)
-        text_BS[row_A, n_seen] = token_A
-        if watch is not None:
-            watch(text_BS[:, n_seen])
-        fed_AT, n_seen = np.maximum(token_A, 0)[:, None], n_seen + 1
     return text_BS[:, :n_seen]
 
 

@@ -11,10 +11,9 @@ import encoder
 import evaluate
 from gpt2 import checkpoint, corpus
 from gpt2.evaluation.scorer import scorer
-from gpt2.fast import lite, matmul
+from gpt2.fast import lite, matmul, numpy_loop
 from gpt2.sampler import load
 from gpt2.system.tf1 import tf
-import sample
 from helpers import reference, tiny
 from helpers.paths import HELD_OUT, MODELS, ROOT
 from helpers.processes import finished
@@ -139,54 +138,15 @@ def test_network_samples_a_row_of_a_batch_as_it_does_alone():
     network = network_of(hparams, tiny.random_weights(hparams))
     context, lengths = random().randint(0, 256, [6, 6]), [6, 2, 5, 3, 1, 4]
     draws = random(3).rand(6, 20)
-    with tf.Graph().as_default(), tf.Session() as sess:
-        run = sample.loop_in_8_bits(sess, network, 20, top_k=20, end_token=7)
-        together = run(context, lengths, draws)
-        ends = []
-        for row in range(6):
-            alone = run(context[row:row + 1, :lengths[row]], lengths[row:row + 1], draws[row:row + 1])[0]
-            n = min(len(alone), together.shape[1])
-            np.testing.assert_array_equal(together[row, :n], alone[:n])
-            ends.append(len(alone))
+    run = numpy_loop.loop(network, 20, top_k=20, end_token=7)
+    together = run(context, lengths, draws)
+    ends = []
+    for row in range(6):
+        alone = run(context[row:row + 1, :lengths[row]], lengths[row:row + 1], draws[row:row + 1])[0]
+        n = min(len(alone), together.shape[1])
+        np.testing.assert_array_equal(together[row, :n], alone[:n])
+        ends.append(len(alone))
     assert len(set(ends)) > 3
-
-
-class Exact(object):
-    """In the place of a lite.Network: the network of the paper in float64, which reads all tokens anew."""
-
-    def __init__(self, hparams, weights):
-        self.hparams, self.weights = hparams, weights
-
-    def past(self, batch, n_positions):
-        return lite.Past(self.hparams, batch, n_positions)
-
-    def states(self, tokens_BT, past):
-        past.text = np.concatenate([getattr(past, 'text', tokens_BT[:, :0]), tokens_BT], axis=1)
-        past.keep = lambda rows: setattr(past, 'text', past.text[rows])
-        logits_BTV = reference.forward(self.weights, past.text, self.hparams.n_head)[0]
-        return np.stack([logits_BTV, logits_BTV])
-
-    def logits(self, states_2RV):
-        return states_2RV[0].astype(np.float32)
-
-
-@pytest.mark.parametrize('options', [
-    dict(), dict(top_k=5), dict(top_p=0.7, temperature=0.8), dict(temperature=0), dict(top_k=9, end_token=3),
-    dict(end_token=3)], ids=str)
-def test_loop_in_8_bits_samples_what_sample_sequence_does(sess, options):
-    """From the same logits, for prompts of the same and of different lengths, with every filter; a watcher sees it."""
-    hparams = tiny.hparams()
-    weights = tiny.random_weights(hparams)
-    context, draws = random(1).randint(0, 11, [5, 4]), random(2).rand(5, 9)
-    for lengths in ([4] * 5, [4, 1, 3, 2, 2]):
-        seen = []
-        run = sample.loop_in_8_bits(sess, Exact(hparams, weights), 9, seen.append, **options)
-        found = run(context.tolist(), lengths, draws)
-        expected = sample.sample_sequence(hparams=hparams, length=9, context=context, context_lengths=lengths,
-                                          draws=draws, **options)
-        tiny.assign(sess, weights)
-        np.testing.assert_array_equal(found, sess.run(expected))
-        np.testing.assert_array_equal(np.transpose(seen), found[:, min(lengths):])
 
 
 @with_lite

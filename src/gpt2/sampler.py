@@ -134,10 +134,9 @@ class Sampler(object):
 
     def in_8_bits(self, length, watch, compiled=False, **options):
         """As in_float32."""
-        import sample
+        from gpt2.fast import numpy_loop
         self.network = self.network or checkpoint.load_in_8_bits(self.hparams, self.model_name, self.models_dir)
-        self.sess = self.sess or session.new_session(sampling=True)
-        return sample.loop_in_8_bits(self.sess, self.network, length, watch, **options)
+        return numpy_loop.loop(self.network, length, watch, **options)
 
 
 def out_of_memory(n_rows, length):

@@ -27,7 +27,7 @@ def export(model_name, path, models_dir):
         def read(name):
             return embedding[name] if name in embedding else reader.get_tensor(name)
 
-        content = lite.filled(*converted(hparams), 0, read, read_matrix)
+        content = lite.packed(lite.filled(*converted(hparams), 0, read, read_matrix))
     with files.replacing(path) as part, open(part, 'wb') as file:
         file.write(content)
 
@@ -72,18 +72,7 @@ def converted(hparams):
             sess, [tokens, past, n_before] + list(vectors.values()), [logits, present])
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         file = lite_schema.ModelT.InitFromPackedBuf(converter.convert(), 0)
-    graph, signature = file.subgraphs[0], lite_schema.SignatureDefT()
-    signature.signatureKey, signature.subgraphIndex = SIGNATURE, 0
-    signature.inputs = named(['tokens', 'past', 'n_past'], graph.inputs)
-    signature.outputs = named(['logits', 'present'], graph.outputs)
-    file.signatureDefs = [signature]
+    graph = file.subgraphs[0]
+    file.signatureDefs = [lite.signature(SIGNATURE, 0, dict(zip(['tokens', 'past', 'n_past'], graph.inputs)),
+                                         dict(zip(['logits', 'present'], graph.outputs)))]
     return lite.packed(file), list(vectors), cut.matrices[0]
-
-
-def named(names, tensors):
-    """The inputs or outputs of a signature. tensors: their numbers."""
-    found = []
-    for name, tensor in zip(names, tensors):
-        found.append(lite_schema.TensorMapT())
-        found[-1].name, found[-1].tensorIndex = name, int(tensor)
-    return found

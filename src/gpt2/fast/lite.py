@@ -148,7 +148,7 @@ def converted():
 
 
 def filled(content, vectors, matrices, first_layer, read, read_matrix):
-    """The content of a piece with a network's weights.
+    """A file with a piece that has a network's weights: a ModelT.
 
     content, vectors, matrices: as converted returns them.  first_layer: what layer 0 of the piece is in the network.
     read: function from a vector's name to its float32 array.  read_matrix: from a matrix's to what rounded() returns.
@@ -178,7 +178,7 @@ def filled(content, vectors, matrices, first_layer, read, read_matrix):
         tensor = graph.tensors[operator.inputs[1]]
         tensor.quantization.scale, tensor.quantization.zeroPoint = scale_M, np.zeros(len(scale_M), np.int64)
         put(values_MN, tensor)
-    return packed(file)
+    return file
 
 
 def packed(file):
@@ -217,27 +217,50 @@ def matrix_reader(read):
 
 # A network of 8-bit weights
 
-class Piece(object):
-    """A function of arrays that LiteRT computes. content: a file in its format."""
+def pieces_of(files):
+    """Functions of arrays, one for each file, as lists of arrays.
 
-    def __init__(self, content):
-        self.interpreter = Interpreter(model_content=content, num_threads=process.n_cores())
-        self.inputs, self.outputs = [[tensor['index'] for tensor in tensors] for tensors in (
-            self.interpreter.get_input_details(), self.interpreter.get_output_details())]
-        self.shapes = None
+    They are parts of one file, which LiteRT computes in the same threads. If each had threads of its own, those of the
+    last piece would look for work for a while, and occupy the cores.
+    """
+    joined, signatures = lite_schema.ModelT(), []
+    joined.version, joined.buffers, joined.operatorCodes, joined.subgraphs = 3, [], [], []
+    for number, file in enumerate(files):
+        graph, = file.subgraphs
+        for tensor in graph.tensors:
+            tensor.buffer += len(joined.buffers)
+        for operator in graph.operators:
+            operator.opcodeIndex += len(joined.operatorCodes)
+        joined.buffers += file.buffers
+        joined.operatorCodes += file.operatorCodes
+        joined.subgraphs.append(graph)
+        signatures.append(signature(str(number), number, *[
+            {str(i): tensor for i, tensor in enumerate(tensors)} for tensors in (graph.inputs, graph.outputs)]))
+    joined.signatureDefs = signatures
+    interpreter = Interpreter(model_content=packed(joined), num_threads=process.n_cores())
+    return [Piece(interpreter.get_signature_runner(str(number))) for number in range(len(files))]
+
+
+def signature(name, subgraph, inputs, outputs):
+    """A function of a file in LiteRT's format. inputs, outputs: {name: number of a tensor of the subgraph}."""
+    found = lite_schema.SignatureDefT()
+    found.signatureKey, found.subgraphIndex, found.inputs, found.outputs = name, subgraph, [], []
+    for entries, tensors in ((found.inputs, inputs), (found.outputs, outputs)):
+        for tensor_name, number in tensors.items():
+            entries.append(lite_schema.TensorMapT())
+            entries[-1].name, entries[-1].tensorIndex = tensor_name, int(number)
+    return found
+
+
+class Piece(object):
+    """A function of arrays that LiteRT computes. run: a SignatureRunner, whose inputs and outputs are numbered."""
+
+    def __init__(self, run):
+        self.run = run
 
     def __call__(self, *arrays):
-        shapes = [array.shape for array in arrays]
-        if self.shapes != shapes:
-            self.shapes = None  # until there is memory for them
-            for index, shape in zip(self.inputs, shapes):
-                self.interpreter.resize_tensor_input(index, shape)
-            self.interpreter.allocate_tensors()
-            self.shapes = shapes
-        for index, array in zip(self.inputs, arrays):
-            self.interpreter.set_tensor(index, array)
-        self.interpreter.invoke()
-        return [self.interpreter.get_tensor(index) for index in self.outputs]
+        found = self.run(**{str(i): array for i, array in enumerate(arrays)})
+        return [found[name] for name in sorted(found)]
 
 
 class Past(object):
@@ -267,10 +290,10 @@ class Network(object):
         attend, (first, between, last) = converted()
         orders = [first + (0,)] + [between + (layer,) for layer in range(hparams.n_layer - 1)]
         orders += [last + (hparams.n_layer - 2,)]
-        self.attend = Piece(attend)
         read_matrix = matrix_reader(read)
         self.wte, self.wpe = read_matrix('model/wte'), read('model/wpe')
-        self.pieces = list(self.pool.map(lambda order: Piece(filled(*order, read, read_matrix)), orders))
+        files = list(self.pool.map(lambda order: filled(*order, read, read_matrix), orders))
+        self.attend, *self.pieces = pieces_of([lite_schema.ModelT.InitFromPackedBuf(attend, 0)] + files)
 
     def past(self, batch, n_positions):
         """An empty Past of batch texts."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from gpt2 import checkpoint, session
 from gpt2.evaluation import scorer
-from gpt2.fast import matmul
+from gpt2.fast import matmul, numpy_loop
 import sample
 from gpt2.system.progress import report
 from gpt2.system.tf1 import batch_gather, tf
@@ -189,7 +189,7 @@ class Engine(object):
             chosen = chooser.choose(*inputs)
             sess = session.new_session(sampling=True, config=config)
             choose = sess.make_callable(chosen, fed + inputs)
-            self.decode = lambda context_BC, *fed: sample.decode_in_8_bits(
+            self.decode = lambda context_BC, *fed: numpy_loop.decode(
                 network, context_BC, fed[0], fed[1].shape[1], chooser.filler, functools.partial(choose, *fed))
         else:
             context = tf.placeholder(tf.int32, [None, None])

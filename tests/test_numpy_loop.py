@@ -1,0 +1,81 @@
+"""numpy_loop.py: the loop and the choice of a token against sample.py's."""
+import numpy as np
+import pytest
+
+from gpt2.fast import numpy_loop
+from gpt2.system.tf1 import tf
+from helpers import reference, tiny
+import sample
+
+
+class TextSoFar(object):
+    """The past of Exact."""
+
+    def __init__(self, batch):
+        self.text_BS = np.zeros([batch, 0], np.int32)
+
+    def keep(self, rows):
+        self.text_BS = self.text_BS[rows]
+
+
+class Exact(object):
+    """In the place of a lite.Network: the network of the paper in float64, which reads all tokens anew."""
+
+    def __init__(self, hparams, weights):
+        self.hparams, self.weights = hparams, weights
+
+    def past(self, batch, n_positions):
+        return TextSoFar(batch)
+
+    def states(self, tokens_BT, past):
+        past.text_BS = np.concatenate([past.text_BS, tokens_BT], axis=1)
+        logits_BTV = reference.forward(self.weights, past.text_BS, self.hparams.n_head)[0]
+        return np.stack([logits_BTV, logits_BTV])
+
+    def logits(self, states_2RV):
+        return states_2RV[0].astype(np.float32)
+
+
+@pytest.mark.parametrize('options', [
+    dict(), dict(top_k=5), dict(top_p=0.7, temperature=0.8), dict(temperature=0), dict(top_k=9, end_token=3),
+    dict(end_token=3)], ids=str)
+def test_loop_samples_what_sample_sequence_does(sess, options):
+    """From the same logits, for prompts of the same and of different lengths, with every filter; a watcher sees it."""
+    hparams = tiny.hparams()
+    weights = tiny.random_weights(hparams)
+    context, draws = np.random.RandomState(1).randint(0, 11, [5, 4]), np.random.RandomState(2).rand(5, 9)
+    for lengths in ([4] * 5, [4, 1, 3, 2, 2]):
+        seen = []
+        run = numpy_loop.loop(Exact(hparams, weights), 9, seen.append, **options)
+        found = run(context.tolist(), lengths, draws)
+        expected = sample.sample_sequence(hparams=hparams, length=9, context=context, context_lengths=lengths,
+                                          draws=draws, **options)
+        tiny.assign(sess, weights)
+        np.testing.assert_array_equal(found, sess.run(expected))
+        np.testing.assert_array_equal(np.transpose(seen), found[:, min(lengths):])
+
+
+@pytest.mark.parametrize('n_vocab', [1, 7, 256, 1733 * 29])
+def test_next_token_is_that_of_sample_py(sess, n_vocab):
+    """For logits that tie and that do not, every kind of filter, and draws from the first to the last number."""
+    random = np.random.RandomState(n_vocab)
+    logits_BV = (3 * random.randn(12, n_vocab)).astype(np.float32)
+    logits_BV[::2] = np.round(logits_BV[::2])  # many ties
+    logits_BV[3] = 0
+    draw_B = random.rand(12)
+    draw_B[[0, 1, 2]] = 0, 1 - 2.0 ** -53, 0.5
+    logits, draws = tf.placeholder(tf.float32, [None, n_vocab]), tf.placeholder(tf.float64, [None])
+    for temperature in (1, 0, 0.7, 3.5, 1e-3, 1e-30, 1e-300):
+        for top_k, top_p in ((0, 1), (1, 1), (5, 1), (40, 0.9), (0, 0.5), (n_vocab, 0.3), (3, 1e-300), (0, 1 - 1e-16)):
+            options = dict(temperature=temperature, top_k=top_k, top_p=top_p)
+            expected_B = sess.run(sample.next_tokens(logits, draws, **options), {logits: logits_BV, draws: draw_B})
+            found_B = [numpy_loop.next_token(*row, **options) for row in zip(logits_BV, draw_B)]
+            assert found_B == expected_B.tolist(), options
+
+
+def test_likeliest_keeps_ties_with_the_last():
+    logits_V = np.float32([5, 1, 3, 3, 2, 3, 0, 4])
+    for k, expected in ((1, [0]), (2, [0, 7]), (3, [0, 2, 3, 5, 7]), (5, [0, 2, 3, 5, 7]), (6, [0, 2, 3, 4, 5, 7])):
+        assert numpy_loop.likeliest(logits_V, k).tolist() == expected
+    for k in (0, 8, 9, 10 ** 12):
+        assert numpy_loop.likeliest(logits_V, k).tolist() == list(range(8))
