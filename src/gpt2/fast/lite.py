@@ -61,14 +61,22 @@ class Cut(object):
     def __init__(self, hparams):
         self.width, self.shapes = hparams.n_embd, {'model/wpe': [hparams.n_ctx, hparams.n_embd]}
         self.inputs, self.outputs, self.vectors, self.matrices = [[self.states()]], [[]], [{}], [[]]
+        self.n_constants = 0
 
     def states(self):
         return tf.placeholder(tf.float32, [None, self.width])
+
+    def numbers(self, shape):
+        """Numbers that are replaced later, in the place of a matrix or its bias. The converter would merge equal ones."""
+        self.n_constants += 1
+        return np.full(shape, self.n_constants, np.float32)
 
     def custom_getter(self, getter, name, shape, **options):
         self.shapes[name] = shape
         if name.endswith(('/w', '/wte')):
             return Matrix(self, name, shape[::-1] if name.endswith('/wte') else shape[1:])
+        if name.endswith(('c_attn/b', 'c_fc/b', 'c_proj/b')):
+            return tf.constant(self.numbers(shape))
         self.vectors[-1][name] = tf.placeholder(tf.float32, shape)
         return self.vectors[-1][name]
 
@@ -102,8 +110,9 @@ class Matrix(object):
 
     def product(self, x_RN, transpose_b, input_activation):
         self.cut.matrices[-1].append(self.name)
-        numbers = np.full(self.shape, len(self.cut.matrices[-1]), np.float32)  # the converter would merge equal ones
-        return tf.matmul(input_activation(x_RN), tf.constant(numbers))
+        if input_activation is model.gelu:
+            x_RN = 0.5 * x_RN * (1 + tf.tanh(math.sqrt(2 / math.pi) * (x_RN + 0.044715 * tf.pow(x_RN, 3))))
+        return tf.matmul(x_RN, tf.constant(self.cut.numbers(self.shape)))
 
 
 def cut_network(hparams):
@@ -178,6 +187,8 @@ def filled(content, vectors, matrices, first_layer, read, read_matrix):
         tensor = graph.tensors[operator.inputs[1]]
         tensor.quantization.scale, tensor.quantization.zeroPoint = scale_M, np.zeros(len(scale_M), np.int64)
         put(values_MN, tensor)
+        if name.endswith('/w'):
+            put(read(stored(name[:-1] + 'b')), graph.tensors[operator.inputs[2]])
     return file
 
 
@@ -313,10 +324,11 @@ class Network(object):
         n_before, past.n_seen = past.n_seen, past.n_seen + tokens_BT.shape[1]
         hidden_BTD = values_VD[tokens_BT] * scale_V[tokens_BT][..., None] + self.wpe[n_before:past.n_seen]
         hidden_RD = hidden_BTD.reshape(-1, self.hparams.n_embd)
+        mask_TS = np.triu(np.full([tokens_BT.shape[1], past.n_seen], -1e10, np.float32), n_before + 1)
         with self.lock:
             qkv_RN, = self.pieces[0](hidden_RD)
             for layer, piece in enumerate(self.pieces[1:]):
-                mixed_RD = self.attention(qkv_RN, past, layer, n_before)
+                mixed_RD = self.attention(qkv_RN, past, layer, mask_TS)
                 if layer < self.hparams.n_layer - 1:
                     hidden_RD, qkv_RN = piece(hidden_RD, mixed_RD)
         return np.stack([hidden_RD, mixed_RD]).reshape((2,) + hidden_BTD.shape)
@@ -331,21 +343,20 @@ class Network(object):
         others = [self.pool.submit(function, *part) for part in parts[1:]]
         return [function(*parts[0])] + [other.result() for other in others]
 
-    def attention(self, qkv_RN, past, layer, n_before):
+    def attention(self, qkv_RN, past, layer, mask_TS):
         """What each new token attends to: float32 [R, D]. The new tokens join the layer's past.
 
-        qkv_RN: their queries, keys and values, side by side.  n_before: number of tokens before them.
+        qkv_RN: their queries, keys and values, side by side.  mask_TS: what is added to their scores.
         """
-        n_new, n_head, size = past.n_seen - n_before, past.n_head, past.head_size
+        n_new, n_head, size = len(mask_TS), past.n_head, past.head_size
         qkv = qkv_RN.reshape(-1, n_new, 3, n_head, size).transpose(2, 0, 3, 1, 4).reshape(3, -1, n_new, size)
-        past.pairs[layer, :, :, n_before:past.n_seen] = qkv[1:]
+        past.pairs[layer, :, :, past.n_seen - n_new:past.n_seen] = qkv[1:]
         k_GSK, v_GSK = past.pairs[layer, :, :, :past.n_seen]
         q_GTK = qkv[0] / np.float32(math.sqrt(size))
         if n_new == 1:
             n_parts = process.n_cores() if k_GSK.size >= MIN_NUMBERS_TO_SHARE else 1
             mixed = self.share(attend_one, parts_of((q_GTK, k_GSK, v_GSK), n_parts))
         else:
-            mask_TS = np.triu(np.full([n_new, past.n_seen], -1e10, np.float32), n_before + 1)
             n_parts = -(-len(q_GTK) * mask_TS.size // MAX_SCORES)
             mixed = [self.attend(*part, mask_TS)[0] for part in parts_of((q_GTK, k_GSK, v_GSK), n_parts)]
         mixed_GTK = np.concatenate(mixed) if len(mixed) > 1 else mixed[0]
