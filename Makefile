@@ -1,7 +1,7 @@
 # make sample                     generate a sample with models/demo, in a virtual environment that this creates
 # make download MODEL=345M        download a released model; the default is 117M
 # make interactive MODEL=117M     continue the prompts you type; FLAGS='--top_k 40' passes flags, also to make sample
-# make serve MODEL=117M           open a page to type into, and an API, at http://127.0.0.1:8000
+# make serve MODEL=117M           serve a page to type into, and an API, at http://127.0.0.1:8000
 # make activate                   print the file to source in a shell before running the scripts directly
 # make check                      run the tests that take about a minute together
 # make test PYTHON=python3.6      run all tests, here with TensorFlow 1.12.0; PYTEST_ARGS='-k encoder' selects some

@@ -24,7 +24,7 @@ from gpt2.system import flags
 
 
 def to_transformers(model: str, folder: str, *, dtype='float32', models_dir='models'):
-    """Write a model for Hugging Face transformers, and for programs that read its files.
+    """Convert a model for Hugging Face transformers, and for programs that read its files.
 
     Args:
         model: name of the model, a folder in models_dir
@@ -35,7 +35,7 @@ def to_transformers(model: str, folder: str, *, dtype='float32', models_dir='mod
 
 
 def from_transformers(folder: str, name: str, *, end_of_text: str = None, models_dir='models'):
-    """Make a model of a GPT-2 model of Hugging Face transformers. Needs the safetensors library.
+    """Convert a GPT-2 model of Hugging Face transformers to a model of this project. Needs the package safetensors.
 
     Args:
         folder: folder with config.json, model.safetensors or its shards, and tokenizer.json or vocab.json and
@@ -47,11 +47,11 @@ def from_transformers(folder: str, name: str, *, end_of_text: str = None, models
 
 
 def to_savedmodel(model: str, folder: str, *, models_dir='models'):
-    """Write a SavedModel for TensorFlow Serving, with the signatures sample, sample_from_draws and score.
+    """Convert a model to a SavedModel for TensorFlow Serving: signatures sample, sample_from_draws and score.
 
     Args:
         model: name of the model, a folder in models_dir
-        folder: the new folder to write; the SavedModel is in its folder 1, as TensorFlow Serving wants it
+        folder: the new folder to write; the SavedModel is in its folder 1, as TensorFlow Serving expects
     """
     checkpoint.model_dir(model, models_dir)
     from gpt2.conversion import savedmodel
@@ -59,7 +59,7 @@ def to_savedmodel(model: str, folder: str, *, models_dir='models'):
 
 
 def to_litert(model: str, file: str, *, models_dir='models'):
-    """Write a model with 8-bit weights as one file for LiteRT, which runs on phones and in browsers.
+    """Convert a model to one file with 8-bit weights for LiteRT, which runs on phones and in browsers.
 
     Args:
         model: name of the model, a folder in models_dir
@@ -71,7 +71,7 @@ def to_litert(model: str, file: str, *, models_dir='models'):
 
 
 def copy(model: str, name: str, *, models_dir='models', new_models_dir='models'):
-    """Copy a model, such as one that nshepperd/gpt-2 or gpt-2-simple has trained, without what only its training needs.
+    """Copy a model, such as one trained by nshepperd/gpt-2 or gpt-2-simple, without the optimizer's averages.
 
     Args:
         model: name of the model, a folder in models_dir

@@ -124,7 +124,7 @@ def benchmark_command(benchmark):
     command.__doc__ = """Measure %(benchmark)s by every protocol.
 
     Args:
-        path: the benchmark's file, such as %(file)s; %(command)s
+        path: the benchmark's file, such as %(file)s, which this command downloads: %(command)s
         context: number of tokens the model sees at most; None is its whole context
         stride: number of tokens from one window to the next; None is context, so that no two overlap
         batch_size: number of sequences of the full context computed at once
@@ -140,7 +140,7 @@ def table(folder, *, model_name: str = None, all=False, chart: str = None, batch
     Args:
         folder: folder with the benchmarks' files, at any depth, under their usual names
         model_name: names of models, separated by commas; None is every one in models_dir
-        all: follow every protocol, not only the one for each of the paper's figures that came nearest in replications
+        all: follow every protocol, not only the one for each of the paper's figures that docs/evaluation.md describes
         chart: also draw the table into this PNG file; needs matplotlib
         batch_size: number of sequences of the full context computed at once
         limit: measure only this many windows, passages or questions from the beginning, for a quick look

@@ -23,7 +23,7 @@ def generate_dataset(out, nsamples: int = None, prompts: str = None, model_name=
                      length: int = None, temperature=1.0, top_k=0, top_p=1.0, stop_at_end=True, precision='float32',
                      models_dir='models', gzip=False, shards: int = None, shard: int = None, only: str = None,
                      cores: int = None, ray: str = None, workers: int = None):
-    """Generate many samples into files of JSON lines. Run again, it makes only the files that are missing.
+    """Generate many samples into files of JSON lines. If run again, it generates only the missing files.
 
     Args:
         out: folder for the rows, or an address that fsspec supports, such as s3://bucket/folder
@@ -32,8 +32,8 @@ def generate_dataset(out, nsamples: int = None, prompts: str = None, model_name=
         seed: another seed gives other rows
         gzip: compress the files
         shards: number of files; the default is one for each 1,000 rows
-        shard: make only this file, counted from 0: for many jobs that run the same command with different numbers
-        only: print only the row with this id, made again
+        shard: generate only this file, counted from 0, as one of many jobs that share the work
+        only: generate only the row with this id again, and print it
         cores: number of CPU cores for a model; the default is that of the existing rows, or else all of this machine
         ray: run on the Ray cluster at this address; auto finds the one on this machine, and local starts one
         workers: number of models on the Ray cluster; the default is as many as there is room for

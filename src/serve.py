@@ -20,7 +20,7 @@ def serve(model_name='117M', host='127.0.0.1', port=8000, api_key: str = None, n
 
     Args:
         host: address to listen on; the default is for programs on this machine alone, 0.0.0.0 is for any machine
-        port: 0 picks a free one
+        port: port to listen on; 0 picks a free one
         api_key: key that clients must send; other machines may connect only with one
         no_api_key: let other machines connect without a key
         batch_size: number of completions computed at once; more take more memory

@@ -69,8 +69,8 @@ def train(data: str, run_name: str, *, valid: str = None, model_name: str = None
             slower
         train_only: train only variables in whose names this regular expression is found, such as 'h1[01]/|ln_f': less
             memory
-        precision: of products: float32 or bfloat16, which some processors and most GPUs multiply faster; all else, the
-            saved weights among it, is float32
+        precision: float32; or bfloat16 for the matrix products alone, which GPUs and some CPUs compute faster. The
+            weights are saved in float32
         workers: number of workers on this machine, each with a GPU of its own or a share of the cores; for several
             machines, leave this out and set TF_CONFIG on each, see docs/clusters.md
         seed: determines the initial weights, the order of the data, and what is dropped

@@ -495,3 +495,4 @@ def test_draw_writes_a_png_with_different_lines(tmpdir, monkeypatch):
         x, y = lines[0].get_data()
         assert axes.get_xscale() == 'log' and axes.get_xlim() == (0.5 / 60, 1) and np.array_equal(y, true_positive)
         assert np.array_equal(x, np.where(false_positive > 0, false_positive, 0.5 / 60))
+        assert [axis.get_major_formatter()(0.1) for axis in (axes.xaxis, axes.yaxis)] == ['10 %', '10 %']

@@ -11,6 +11,7 @@ A block of code says in its first line what it is:
 import collections
 import glob
 import importlib.util
+import inspect
 import itertools
 import json
 import os
@@ -144,28 +145,38 @@ def test_flags_and_targets_in_a_block_exist(block):
     for script, arguments in commands_in(block.text):
         if '--help' not in arguments:
             flags.parse(*flags.choose(COMMANDS[script], arguments))
-    for target in re.findall(r'(?:^|[ (])make (?:--silent )?(\w+)', block.text):
+    for target in re.findall(r'(?:^|[ (])make (?:--silent )?(\w+)', block.text, re.MULTILINE):
         assert re.search('^%s:' % target, read('Makefile'), re.MULTILINE), target
 
 
 # Links
 
+def sentences(page):
+    """The text of a page without its blocks of code."""
+    return re.sub(r'^```.*?^```$', '', read(page), flags=re.MULTILINE | re.DOTALL)
+
+
+def links(page):
+    """[(path, anchor)] of the links of a page into the repository."""
+    found = []
+    for link in re.findall(r'\]\(([^)\s]+)\)', sentences(page)):
+        if not re.match('https?:', link):
+            path, _, anchor = link.partition('#')
+            found.append((os.path.normpath(os.path.join(os.path.dirname(page), path)) if path else page, anchor))
+    return found
+
+
 def anchors(page):
     """The anchors that GitHub gives to the headings of a page."""
-    text = re.sub(r'^```.*?^```$', '', read(page), flags=re.MULTILINE | re.DOTALL)
     return [re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-')
-            for heading in re.findall('^#+ (.*)$', text, re.MULTILINE)]
+            for heading in re.findall('^#+ (.*)$', sentences(page), re.MULTILINE)]
 
 
 @pytest.mark.parametrize('page', PAGES)
 def test_links_lead_to_files_and_headings(page):
-    text = re.sub(r'^```.*?^```$', '', read(page), flags=re.MULTILINE | re.DOTALL)
-    for link in re.findall(r'\]\(([^)\s]+)\)', text):
-        if not re.match('https?:', link):
-            path, _, anchor = link.partition('#')
-            target = os.path.normpath(os.path.join(os.path.dirname(page), path)) if path else page
-            assert os.path.exists(os.path.join(ROOT, target)), link
-            assert not anchor or anchor in anchors(target), link
+    for target, anchor in links(page):
+        assert os.path.exists(os.path.join(ROOT, target)), target
+        assert not anchor or anchor in anchors(target), '%s#%s' % (target, anchor)
 
 
 def test_pages_that_messages_and_help_name_exist():
@@ -174,12 +185,56 @@ def test_pages_that_messages_and_help_name_exist():
             assert page in PAGES, path
 
 
-def test_every_page_and_picture_is_linked():
-    everything = ''.join(map(read, PAGES))
-    for folder in ('docs', 'docs/pictures'):
-        for name in os.listdir(os.path.join(ROOT, folder)):
-            if name.endswith(('.md', '.png')):
-                assert re.search(r'\]\([\w/.]*\b%s[)#]' % re.escape(name), everything), name
+def test_every_page_and_picture_can_be_reached_from_the_readme():
+    reached, new = set(), ['README.md']
+    while new:
+        page = new.pop()
+        if os.path.isdir(os.path.join(ROOT, page)):
+            page += '/README.md'
+        if page not in reached and page in PAGES:
+            new.extend(target for target, _ in links(page))
+        reached.add(page)
+    pictures = ['docs/pictures/' + name for name in os.listdir(os.path.join(ROOT, 'docs', 'pictures'))]
+    assert set(PAGES + [name for name in pictures if name.endswith('.png')]) - reached == set()
+
+
+# What sentences and tables name
+
+def test_flags_in_sentences_and_tables_exist():
+    """Flags of other programs are listed here."""
+    known = {'help', 'version', 'array', 'device', 'local-dir', 'publish', 'quick', 'silent'}
+    for command in COMMANDS.values():
+        for function in [command] if callable(command) else command.values():
+            known.update(inspect.signature(function).parameters)
+    for page in PAGES:
+        for code in re.findall('`([^`]+)`', sentences(page)):
+            for flag in re.findall(r'(?:^| )--([\w-]+)', code):
+                assert flag in known, '%s: --%s' % (page, flag)
+
+
+def test_table_of_the_sampling_flags_has_all_of_them_with_their_defaults():
+    """The default of None stands for a number that the model determines, or for a new one each time."""
+    rows = [[cell.strip(' `').split(',')[0] for cell in line.split('|')[1:4]]
+            for line in read('docs/sampling.md').splitlines() if line.startswith('| `--')]
+    shown = {'1': 1, '0': 0, 'off': False, '1024': None, '512': None, '': None}
+    for column, command in (1, 'generate_unconditional_samples.py'), (2, 'interactive_conditional_samples.py'):
+        parameters = inspect.signature(COMMANDS['src/' + command]).parameters
+        assert {row[0].lstrip('-'): shown.get(row[column], row[column]) for row in rows} == {
+            name: parameter.default for name, parameter in parameters.items()}
+
+
+def test_files_in_sentences_exist_and_the_layout_names_every_module():
+    files = ['/download_model.py'] + [
+        path[len(ROOT):] for folder in ('src', 'tests', 'benchmarks', 'docs', 'gpt-2-samples') for kind in ('py', 'sh')
+        for path in glob.glob(os.path.join(ROOT, folder, '**', '*.' + kind), recursive=True)]
+    for page in PAGES:
+        if page != 'docs/style.md':  # it also shows how things should not be called
+            for code in re.findall('`([^`]+)`', sentences(page)):
+                for path in re.findall(r'(?:^| )([\w/.-]+\.(?:py|sh))\b', code):
+                    assert any(file.endswith('/' + path) for file in files), '%s: %s' % (page, path)
+    modules = {os.path.basename(file) for file in files
+               if re.match(r'/(src/(gpt2/(fast/|system/)?)?|docs/pictures/)?\w+\.py$', file)}
+    assert set(re.findall(r'\w+\.py\b', blocks_of('docs/design.md')[0].text)) == modules - {'__init__.py'}
 
 
 # Budgets and versions
@@ -213,8 +268,6 @@ def test_make_alone_lists_every_target():
     assert sorted(re.findall(r'^make (\w+)', shown, re.MULTILINE)) == sorted(targets)
     version = subprocess.check_output(['make', '--silent', '-C', ROOT, 'version'], universal_newlines=True)
     assert version.startswith('gpt-2 %s, Python 3' % gpt2.__version__)
-
-
 
 
 def test_git_leaves_files_with_checksums_alone():

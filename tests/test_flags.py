@@ -8,6 +8,7 @@ import subprocess
 
 import pytest
 
+import convert
 import download_model
 import evaluate
 import generate_dataset
@@ -178,7 +179,8 @@ def main(seed=0, top_k=40, coats=3, models_dir='models'):
         assert flags.SHARED_HELP[name] in ' '.join(shown.split())
 
 
-@pytest.mark.parametrize('command', sorted(evaluate.COMMANDS.values(), key=lambda command: command.__name__) + [
+@pytest.mark.parametrize('command', [commands[name] for commands in (evaluate.COMMANDS, convert.COMMANDS)
+                                     for name in sorted(commands)] + [
     download_model.download, generate_dataset.generate_dataset, generate_unconditional_samples.sample_model,
     interactive_conditional_samples.interact_model, serve.serve, train.train], ids=lambda command: command.__name__)
 def test_help_of_every_command_describes_every_flag(command):
@@ -209,6 +211,13 @@ def test_help_lists_the_commands(script):
     shown = stdout.decode('utf-8')
     assert status == 0 and 'Slowly' not in shown and not stderr
     assert shown.index('paint') < shown.index('Paint something.') < shown.index('sort') < shown.index('Put in order.')
+
+
+def test_help_of_one_of_several_commands_shows_its_name(script):
+    """What the synopsis shows can be typed as it is."""
+    _, stdout, _ = finished(script('def paint(wall):\n    """Paint something."""\nmain = {"paint": paint}')
+                            + ['paint', 'door', '--help'])
+    assert b'script.py paint - Paint something.' in stdout and b'script.py paint WALL\n' in stdout
 
 
 # run: how a process ends

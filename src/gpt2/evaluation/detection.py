@@ -283,6 +283,7 @@ def draw(results, path):
     The axis of false positives is logarithmic, because only its left end is of use: most texts that a detector sees are
     human.
     """
+    from matplotlib.ticker import PercentFormatter
     lengths = sorted({result.length for result in results})
     with chart(path, 4 * len(lengths) + 2.5, 4.5) as figure:
         for place, length in enumerate(lengths, 1):
@@ -297,5 +298,7 @@ def draw(results, path):
             axes.plot(chance, chance, color='#CCCCCC', label='chance')
             axes.set(xscale='log', xlim=(0.5 / n, 1), title='%d tokens, %d texts a side' % (length, n),
                      xlabel='human texts taken for a machine\'s', ylabel='machine texts found' if place == 1 else '')
+            for axis in axes.xaxis, axes.yaxis:
+                axis.set_major_formatter(PercentFormatter(1, symbol=' %'))
         named = OrderedDict((line.get_label(), line) for panel in figure.axes for line in panel.lines)  # of all panels
         axes.legend(named.values(), named.keys(), loc='center left', bbox_to_anchor=(1.05, 0.5))

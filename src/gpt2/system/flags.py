@@ -16,7 +16,7 @@ SHARED_HELP = {  # describes parameters that several commands have, unless their
     'seed': 'the same seed and prompts give the same samples, at any batch_size; None picks a new seed',
     'batch_size': 'number of samples computed at once; more are faster in total, and take more memory',
     'length': 'maximum number of tokens in a sample; None is the size of the context, or with prompts half of it',
-    'temperature': 'below 1 takes fewer risks, above 1 more; 0 always takes the most likely token',
+    'temperature': 'below 1 is more predictable, above 1 less; 0 always takes the most likely token',
     'top_k': 'sample only from the k most likely tokens; 0 disables',
     'top_p': 'sample from the smallest set of tokens whose probabilities add up to p (nucleus sampling); 1 disables',
     'stop_at_end': 'stop at the end-of-text token; False goes on with another text',
@@ -45,7 +45,8 @@ def run(function, outputs=()):
                 print('gpt-2 ' + gpt2.__version__)
                 sys.exit(0)
             function, arguments = choose(function, sys.argv[1:])
-            positional, named = parse(function, arguments)
+            command = sys.argv[1:len(sys.argv) - len(arguments)]  # its name, if there are several
+            positional, named = parse(function, arguments, command)
             given = inspect.signature(function).bind(*positional, **named).arguments
             process.stdout_is_optional = any(given.get(name) is not None for name in outputs)
             function(*positional, **named)
@@ -92,15 +93,16 @@ def choose(functions, arguments):
         'no command given' if name is None else 'unknown command %r' % name, ', '.join(sorted(functions))))
 
 
-def parse(function, arguments):
+def parse(function, arguments, command=()):
     """Returns the values to call function with, (positional, {flag: value}). --help prints the help and exits.
 
+    command: the words between the script and the arguments, which the help repeats.
     Raises ValueError for unknown flags, values of the wrong type, and missing or superfluous values.
     """
     import fire  # not above: it takes a quarter of a second
     if HELP & set(arguments):
         import pydoc
-        pydoc.pager(help_text(function))
+        pydoc.pager(help_text(function, command))
         sys.exit(0)
     calls = []
     parameters = inspect.signature(function).parameters
@@ -131,7 +133,7 @@ def parse(function, arguments):
     return calls[0]
 
 
-def help_text(function):
+def help_text(function, command=()):
     """Returns Fire's help for function. SHARED_HELP describes the parameters that its docstring does not."""
     import fire
 
@@ -144,6 +146,8 @@ def help_text(function):
         if name in SHARED_HELP and not re.search('^    %s:' % name, described.__doc__, re.MULTILINE):
             described.__doc__ += '\n    %s: %s' % (name, SHARED_HELP[name])
     trace = fire.trace.FireTrace(described, name=process.escaped(os.path.basename(sys.argv[0])))
+    for word in command:
+        trace.AddAccessedProperty(described, word, [word], None, None)
     text = re.sub('\x1b\\[[0-9]*m', '', fire.helptext.HelpText(described, trace))  # an older Fire has words in bold
     return text.replace('-h, --', '--') + '\n'  # Fire offers the first letter of a flag, but -h is --help
 
