@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
 # Measure and test, in nine minutes, what only a GPU can show, on a machine with Python 3.12, PyTorch and transformers.
-# Each result is a file in $OUT as soon as it is known, so that a cut loses only the rest.
+# The most important results come first. They are in seven files in $OUT, each as soon as it is known, so that a cut
+# loses only the rest; the end of each step is printed, too.
 #
 #     bash ../shared/gpu/pack.sh PARTS && python3.12 ../shared/gpu/unpack.py PARTS PACK    # TensorFlow with CUDA
 #     bash benchmarks/gpu_session.sh send PACK SENT      # makes SENT/00, SENT/01 ..., each of at most 56 MiB
 #     bash benchmarks/gpu_session.sh receive SENT/00     # on the GPU machine: for each of them, one after the other
 #     OUT=results bash benchmarks/gpu_session.sh run     # there, when all have arrived
 #
-# DEVICE=cpu rehearses `run` with tiny models and the TensorFlow of $PYTHON (python3), at any speed.
+# DEVICE=cpu rehearses `run` with tiny models, at any speed; without a PACK, it uses the TensorFlow of $PYTHON (python3).
 # A machine that takes 64 MiB a call has no room for models/ beside a folder: move it away until `run`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-DEVICE=${DEVICE:-gpu} OUT=${OUT:-gpu-session} PYTHON=${PYTHON:-python3}
-if [[ $DEVICE == cpu ]]; then patience=100; else patience=1; fi
+export DEVICE=${DEVICE:-gpu} OUT=${OUT:-gpu-session} PYTHON=${PYTHON:-python3} PYTHONUNBUFFERED=1
+if [[ $DEVICE == cpu ]]; then export CUDA_VISIBLE_DEVICES=''; patience=100; else patience=1; fi
 work=${TMPDIR:-/tmp}/gpt-2-gpu-session
 pack=$work/pack
 
@@ -38,30 +39,56 @@ receive() {  # FOLDER
 }
 
 ours() {  # as python. PyTorch must see nothing of this: the pack has stubs of CUDA's libraries
-    if [[ $DEVICE == cpu ]]; then CUDA_VISIBLE_DEVICES='' "$PYTHON" "$@"; return; fi
+    if [[ ! -d $pack ]]; then "$PYTHON" "$@"; return; fi
     local nvcc=$pack/nvidia/cuda_nvcc
     # Without LD_LIBRARY_PATH TensorFlow misses libcusolver, and finds no GPU.
     PYTHONNOUSERSITE=1 LD_LIBRARY_PATH=$(printf '%s:' "$pack"/nvidia/*/lib)${LD_LIBRARY_PATH:-} PATH=$nvcc/bin:$PATH \
         XLA_FLAGS=--xla_gpu_cuda_data_dir=$nvcc CUDA_CACHE_PATH=$work/cuda "$work/venv/bin/python" "$@"
 }
 
-limited() {  # SECONDS NAME COMMAND ...: its output goes to $OUT/NAME.txt, with its status
-    local seconds=$(($1 * patience)) name=$2 left=$((540 * patience - SECONDS)) status=0
-    shift 2
-    if ((left < 10)); then echo "$name: no time left" | tee -a "$OUT/left-out.txt"; return; fi
-    seconds=$((seconds < left ? seconds : left))
-    # A function cannot run under timeout; its processes are one group.
-    (set -m; "$@" >"$OUT/$name.txt" 2>&1 & job=$!
-     (sleep "$seconds"; kill -TERM -- -$job) 2>/dev/null & clock=$!
-     wait $job; status=$?; kill -- -$clock 2>/dev/null; exit $status) 2>/dev/null || status=$?
-    echo "$name: status $status, $SECONDS s after the start" | tee -a "$OUT/$name.txt"
+limited() {  # SECONDS FILE NAME COMMAND ...: its output goes to $OUT/FILE.txt, with its status
+    local seconds=$(($1 * patience)) file=$OUT/$2.txt name=$3 left=$((540 * patience - SECONDS)) begin=$SECONDS status=0
+    shift 3
+    if ((left < 10)); then echo "== $name: no time left" | tee -a "$file"; return; fi
+    echo "== $name: $*" >>"$file"
+    local before=$(wc -c <"$file")
+    # timeout cannot run a function, but this script in a process of its own, which runs the function.
+    timeout --kill-after=5 $((seconds < left ? seconds : left)) bash benchmarks/gpu_session.sh "$@" >>"$file" 2>&1 ||
+        status=$?
+    tail -c +$((before + 1)) "$file" | tail -n 12 | cut -c -200
+    echo "== $name: status $status after $((SECONDS - begin)) s, $SECONDS s after the start" | tee -a "$file"
+    return $status
 }
 
-tests() { ours -m pytest tests/test_gpu.py -n 0 -q -s -rs -p no:cacheprovider -k "$1"; }
+card() { nvidia-smi; }
 
-bursts() {  # PYTHON ENGINE FOLDER SHAPE ...: two lines of JSON for each shape, [seconds, MB]; the first one warms up
-    local python=$1 engine=$2 folder=$3 shape orders
+devices() {  # fails if TensorFlow cannot use the device; its log has the libraries that it loads and what it finds
+    TF_CPP_MIN_LOG_LEVEL=0 TF_CPP_VMODULE=dso_loader=1,gpu_device=1 ours - "${DEVICE^^}" <<'END'
+import sys
+sys.path.insert(0, 'src')
+from gpt2.fast import xla
+from gpt2.system.tf1 import tf
+with tf.device('/device:%s:0' % sys.argv[1]):
+    product = tf.matmul(tf.ones([128, 128]), tf.ones([128, 128]))[0, 0]
+with tf.Session() as sess:
+    devices = sess.list_devices()
+    print(tf.__version__, *[(device.name, device.memory_limit_bytes) for device in devices])
+    if sys.argv[1] not in [device.device_type for device in devices]:
+        sys.exit('TensorFlow finds no %s' % sys.argv[1])
+    assert sess.run(product) == 128
+print('XLA works' if xla.is_usable() else 'XLA does not work: there are no compiled programs')
+END
+}
+
+tests() {  # NAME WHICH. The tests wait for one another, unless their temporary folders differ
+    mkdir -p "$work/$1"
+    TMPDIR=$work/$1 ours -m pytest tests/test_gpu.py -n 0 -q -s -rs -p no:cacheprovider -k "$2"
+}
+
+bursts() {  # PYTHON ENGINE FOLDER SHAPE ...: two lines for each shape, [seconds, MB] as JSON; the first one warms up
+    local python=$1 engine=$2 folder=$3 names=(load) orders shape line
     shift 3
+    for shape in "$@"; do names+=("$shape, first" "$shape"); done
     orders=$(ours - "$folder" "$@" <<'END'
 import json, sys
 sys.path.insert(0, 'benchmarks')
@@ -73,8 +100,11 @@ for shape in sys.argv[2:]:
 END
     )
     if [[ $engine != *tf32* ]]; then export NVIDIA_TF32_OVERRIDE=0; fi
-    echo "load $*"
-    "$python" benchmarks/benchmark.py --worker "$engine" --threads "$(nproc)" <<<"$orders"
+    "$python" benchmarks/benchmark.py --worker "$engine" --threads "$(nproc)" <<<"$orders" |
+        while read -r line; do
+            echo "$engine, ${names[0]}: $line"
+            names=("${names[@]:1}")
+        done
 }
 
 write_model() {  # FOLDER: random weights
@@ -89,12 +119,21 @@ tiny.write_model(sys.argv[2], hparams, tiny.random_weights(hparams, stddev=0.02)
 END
 }
 
-memory_of_1558M() {  # compiled sampling, then a training step that recomputes: what nvidia-smi reports during each
+write_models() {  # FOLDER: random weights, in FOLDER-transformers for transformers
+    if [[ -d $1-transformers ]]; then return; fi
+    rm -rf "$1"
+    write_model "$1"
+    "$PYTHON" -c 'import sys; sys.path.insert(0, "benchmarks"); import engines
+engines.save_pretrained(*sys.argv[1:])' "$1" "$1-part"
+    mv "$1-part" "$1-transformers"
+}
+
+training_1558M() {  # two steps that recompute, with the memory that they take
     ours - "$DEVICE" <<'END'
-import sys, types
-sys.path[:0] = ['src', 'benchmarks', 'tests']
+import sys, time, types
+sys.path[:0] = ['src', 'benchmarks']
 import numpy as np
-import benchmark, model, sample
+import benchmark, model
 from gpt2 import session
 from gpt2.system.tf1 import tf
 from gpt2.training import graph
@@ -102,63 +141,68 @@ sizes = dict(n_vocab=50257, n_ctx=1024, n_embd=1600, n_head=25, n_layer=48)
 hparams = model.HParams(**(sizes if sys.argv[1] == 'gpu' else dict(sizes, n_ctx=64, n_embd=50, n_layer=1)))
 options = types.SimpleNamespace(batch_size=1, accumulate=1, dropout=0.1, seed=0, recompute=True, clip=1.0,
                                 weight_decay=0.01, train_only=None, precision='float32')
-with tf.Graph().as_default(), session.session(sampling=True) as sess:
-    tokens = sample.sample_sequence(hparams=hparams, length=32, start_token=0, batch_size=1, compiled=True)
-    sess.run(tf.global_variables_initializer())
-    sess.run(tokens)
-    print('sampling: %s MB' % benchmark.card('memory.used'), flush=True)
-with tf.Graph().as_default(), session.session() as sess:
+with session.session() as sess:
     step = graph.build(hparams, options)
     sess.run(tf.global_variables_initializer())
-    sess.run([step.loss, step.update], {step.tokens: np.zeros([1, 1, hparams.n_ctx]), step.first: 0,
-                                        step.learning_rate: 1e-5})
-    print('and training: %s MB' % benchmark.card('memory.used'), flush=True)
+    for number in range(2):
+        begin = time.time()
+        sess.run([step.loss, step.update], {step.tokens: np.zeros([1, 1, hparams.n_ctx]), step.first: 0,
+                                            step.learning_rate: 1e-5})
+        print('%.2f s, memory used: %s MB' % (time.time() - begin, benchmark.card('memory.used')))
+    if sys.argv[1] == 'gpu':
+        print('at most %(peak)d bytes at a time' % tf.config.experimental.get_memory_info('GPU:0'))
 END
 }
 
 run() {
     mkdir -p "$OUT" "$work"
-    local model=$work/117M train=train4x1024 score=score2x1024 sampled='1x256 8x128 32x96 512+64 512+1'
+    local model=$work/117M train=train4x1024 score=score2x1024 sampled='1x256 8x128 32x96 512+64' first=512+1
     if [[ $DEVICE == cpu ]]; then
-        model=$work/tiny train=train2x64 score=score2x64 sampled='1x8 2x4 8+4 8+1'
-    elif [[ ! -d $pack ]]; then
-        mkdir -p "$pack"
-        cat "$work"/chunks/* | tar x -C "$pack"
-        chmod +x "$pack/nvidia/cuda_nvcc/bin/ptxas"
+        model=$work/tiny train=train2x64 score=score2x64 sampled='1x8 2x4 8+4' first=8+1
+    fi
+    if [[ -d $work/chunks && ! -d $pack ]]; then
+        mkdir -p "$pack-part"
+        cat "$work"/chunks/* | tar x -C "$pack-part"
+        chmod +x "$pack-part/nvidia/cuda_nvcc/bin/ptxas"
+        mv "$pack-part" "$pack"
         "$PYTHON" -m venv --without-pip "$work/venv"
         printf '%s\n' "$pack" "$pack/tests" >"$(echo "$work"/venv/lib/python3*/site-packages)/pack.pth"
     fi
-    limited 20 card nvidia-smi
-    limited 90 devices ours -c 'import sys, tensorflow as tf; found = tf.config.list_physical_devices(sys.argv[1])
-print(tf.__version__, found); sys.exit(not found)' "${DEVICE^^}"
-    if ! grep -q 'status 0' "$OUT/devices.txt"; then
-        TF_CPP_MIN_LOG_LEVEL=0 TF_CPP_MAX_VLOG_LEVEL=1 limited 60 why-no-devices \
-            ours -c 'import tensorflow as tf; tf.config.list_physical_devices("GPU")'
-        echo "no ${DEVICE^^} found: $OUT/devices.txt and $OUT/why-no-devices.txt say why"; exit 1
+    set +e  # the status of each step is in the files
+    limited 20 start card card
+    limited 90 speed models write_models "$model" &
+    if ! limited 90 start devices devices; then
+        pkill -P $!
+        echo "TensorFlow cannot use a ${DEVICE^^} here: its log in $OUT/start.txt says why"
+        exit 1
     fi
-    if [[ ! -d $model ]]; then limited 60 model write_model "$model"; fi
+    wait
 
-    limited 90 tests-results tests 'model_equals or compiled_equals or losses_of_a_cpu'
     local engine
-    limited 120 ours-float32-compiled bursts ours ours-float32-compiled "$model" $sampled "$train"
-    limited 60 ours-float32 bursts ours ours "$model" $sampled $score "$train"
-    for engine in ours-bfloat16-compiled ours-tf32-compiled; do limited 60 $engine bursts ours $engine "$model" "$train"; done
-    limited 30 ours-tf32 bursts ours ours-tf32 "$model" $score "$train"
-    limited 40 transformers-model "$PYTHON" -c 'import sys; sys.path.insert(0, "benchmarks"); import engines
-engines.save_pretrained(*sys.argv[1:])' "$model" "$model-transformers"
-    for engine in transformers transformers-bfloat16 transformers-tf32; do
-        limited 45 $engine bursts "$PYTHON" $engine "$model-transformers" "$train" $sampled $score
+    for engine in ours-float32-compiled ours-tf32-compiled ours-bfloat16-compiled; do
+        limited 90 speed $engine bursts ours $engine "$model" "$train"
     done
-    for engine in transformers-float32-static transformers-bfloat16-compiled; do
-        limited 45 $engine bursts "$PYTHON" $engine "$model-transformers" ${sampled%% *}
+    for engine in transformers transformers-tf32 transformers-bfloat16; do
+        limited 45 speed $engine bursts "$PYTHON" $engine "$model-transformers" "$train"
     done
-    limited 60 memory-of-1558M memory_of_1558M
-    limited 60 tests-graph tests 'graph_has or int8 or evaluate_text'
-    limited 60 tests-scripts tests 'scripts_print or scripts_take'
-    limited 90 tests-others tests 'other_files'
+    limited 150 tests-results tests-results tests results 'model_equals or sequence_compiled or scripts_print' &
+    limited 150 tests-training tests-training tests training 'build_compiled or losses_of_a_cpu' &
+    limited 150 tests-graph tests-graph tests graph 'graph_has or int8 or evaluate_text' &
+    limited 150 tests-others tests-others tests others 'other_files' &
+    wait
+    limited 60 speed training-1558M training_1558M
+    limited 100 speed ours-float32-compiled bursts ours ours-float32-compiled "$model" $sampled
+    limited 60 speed ours bursts ours ours "$model" "$train" $score $sampled $first
+    limited 60 speed transformers bursts "$PYTHON" transformers "$model-transformers" $score $sampled $first
+    limited 60 tests-memory tests-memory tests memory 'scripts_take or workers'
+    limited 40 speed ours-tf32 bursts ours ours-tf32 "$model" "$train" $score
+    for engine in transformers-float32-static transformers-bfloat16-compiled transformers-bfloat16; do
+        limited 60 speed $engine bursts "$PYTHON" $engine "$model-transformers" ${sampled%% *}
+    done
 }
 
-case ${1:-} in
-    send | receive | run) "$@" ;;
-    *) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit 1 ;;
-esac
+if ! declare -F "${1:-}" >/dev/null; then
+    sed -n '2,/^set/s/^# \{0,1\}//p' "$0"
+    exit 1
+fi
+"$@"

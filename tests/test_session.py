@@ -32,14 +32,21 @@ def test_session_for_sampling_divides_the_cores_among_the_parts(monkeypatch, gpu
 
 
 @pytest.mark.skipif(tf.__version__.startswith('1.'), reason='TensorFlow 1.12 has no TensorFloat-32')
-def test_session_for_sampling_computes_in_full_float32():
-    """A setting of the process, which XLA reads when it compiles. Other sessions leave it as it is."""
+def test_session_for_sampling_computes_in_full_float32(monkeypatch):
+    """And any session if NVIDIA's variable asks for it. A setting of the process, which XLA reads when it compiles.
+
+    Other sessions leave it as it is.
+    """
     enabled = tf.config.experimental.tensor_float_32_execution_enabled
-    tf.config.experimental.enable_tensor_float_32_execution(True)
-    with session.session():
-        assert enabled()
-    with session.session(sampling=True):
-        assert not enabled()
+    for sampling, override, expected in ((False, None, True), (False, '1', True), (False, '0', False),
+                                         (True, None, False)):
+        with monkeypatch.context() as patch:
+            patch.delenv('NVIDIA_TF32_OVERRIDE', raising=False)
+            if override:
+                patch.setenv('NVIDIA_TF32_OVERRIDE', override)
+            tf.config.experimental.enable_tensor_float_32_execution(True)
+            with session.session(sampling=sampling):
+                assert enabled() == expected
     tf.config.experimental.enable_tensor_float_32_execution(True)
 
 

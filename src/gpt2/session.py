@@ -3,6 +3,7 @@
 TensorFlow is imported inside the functions that need it, so that a command can report a mistake at once.
 """
 import contextlib
+import os
 
 PRECISIONS = ('float32', 'int8')
 
@@ -50,7 +51,9 @@ def session(sampling=False, target='', config=None):
 def new_session(sampling=False, target='', config=None):
     """session(), without the `with`: a tf.Session of the default graph."""
     from gpt2.system.tf1 import tf
-    if sampling and hasattr(tf, 'disable_v2_behavior'):  # 1.12 has no TensorFloat-32
+    # XLA's own products do not read the variable, which switches TensorFloat-32 off in NVIDIA's libraries.
+    full = sampling or os.environ.get('NVIDIA_TF32_OVERRIDE') == '0'
+    if full and hasattr(tf, 'disable_v2_behavior'):  # 1.12 has no TensorFloat-32
         tf.config.experimental.enable_tensor_float_32_execution(False)
     return tf.Session(target=target, config=config or session_config(sampling))
 
