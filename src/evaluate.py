@@ -19,10 +19,9 @@ if __name__ == '__main__':
     process.set_up()  # before the imports below: they are slow, and one may fail
 
 from gpt2 import checkpoint, corpus, releases, session
-from gpt2.evaluation import benchmarks, detection, documents, table as tables
+from gpt2.evaluation import benchmarks, detection, documents, page, table as tables
 from gpt2.evaluation.loading import check_model, load, model_files
 from gpt2.evaluation.outputs import check_output, must_keep_old_file, print_table
-from gpt2.evaluation.page import write_page
 from gpt2.system import flags
 from gpt2.system.progress import report
 
@@ -65,8 +64,8 @@ def text(*paths, model_name='117M', context: int = None, stride: int = None, per
             documents.write_jsonl(jsonl, model.encoder, scored)
         if html and not must_keep_old_file('html', html, scored.interrupted):
             names = ', '.join(map(os.path.basename, paths[:3])) + (' and %d more' % len(paths[3:]) if paths[3:] else '')
-            write_page(html, model.encoder, list(zip(scored.documents, scored.predictions)), title=names,
-                       model_name=model_name, share=scored.share)
+            page.write_page(html, model.encoder, list(zip(scored.documents, scored.predictions)), title=names,
+                            model_name=model_name, share=scored.share)
     if scored.interrupted:
         raise KeyboardInterrupt
 

@@ -30,7 +30,8 @@ RANGES = (  # names of flags, which values they accept in words, and whether a v
      'more than 0', lambda value: value > 0),
     (('warmup', 'weight_decay', 'sample_every'), '0 or more', lambda value: value >= 0),
     (('dropout',), '0 or more and less than 1', lambda value: 0 <= value < 1),
-    (('seed',), '0 to 4294967295', lambda value: 0 <= value < 2 ** 32))
+    (('seed',), '0 to 4294967295', lambda value: 0 <= value < 2 ** 32),
+    (('precision',), 'float32 or bfloat16', lambda value: value in ('float32', 'bfloat16')))
 
 
 def train(data: str, run_name: str, *, valid: str = None, model_name: str = None, hparams: str = None,
@@ -100,9 +101,7 @@ def check(options):
     for names, accepted, is_accepted in RANGES:
         for name in names:
             if not is_accepted(getattr(options, name)):
-                raise ValueError('--%s is %r; it must be %s' % (name, getattr(options, name), accepted))
-    if options.precision not in ('float32', 'bfloat16'):
-        raise ValueError('--precision is %s; it must be float32 or bfloat16' % options.precision)
+                raise ValueError('--%s is %s; it must be %s' % (name, getattr(options, name), accepted))
     if options.precision == 'bfloat16':
         from gpt2.system.tf1 import tf
         if not hasattr(tf, 'disable_v2_behavior'):

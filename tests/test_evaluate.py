@@ -767,7 +767,7 @@ def test_score_documents_limit_scores_the_first_windows(n_ctx, stride):
             scored = documents.score_documents(
                 model, iter(pieces), options._replace(limit=limit), n_bytes=len(whole), label='')
             assert [ids.tolist() for ids in scored.documents] == [ids for ids in expected if ids]
-            assert [nats_N.tolist() for nats_N in scored.nats] == [ids for ids in expected if ids]
+            assert [found.nats.tolist() for found in scored.predictions] == [ids for ids in expected if ids]
             assert scored.share == sum(map(len, expected)) / len(whole)
 
 
@@ -783,7 +783,7 @@ def test_score_documents_limit_reads_no_more_than_it_scores(loads, tmpdir, monke
     assert 160 < sum(map(len, encoded)) < 400
     pieces = itertools.chain(['abcd ' * 100, None], iter(lambda: 1 / 0, None))  # what comes behind would fail
     scored = documents.score_documents(model, pieces, ALL._replace(limit=2), n_bytes=0, label='')
-    assert len(scored.nats[0]) == 16 and scored.share == 1, 'of a pipe it is not known how much there is'
+    assert len(scored.predictions[0].nats) == 16 and scored.share == 1, 'of a pipe it is not known how much there is'
 
 
 def test_score_documents_of_exactly_the_limit_is_all_of_the_text(loads, tmpdir, capsys):
@@ -803,7 +803,7 @@ def test_score_documents_copies_windows_only_to_score_them():
     scored = documents.score_documents(model, ['x' * 5999], documents.Options(1000, 1, 1, None), n_bytes=5999, label='')
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert len(scored.nats[0]) == 5999 and peak_bytes < 6e6
+    assert len(scored.predictions[0].nats) == 5999 and peak_bytes < 6e6
 
 
 def test_text_counts_what_was_scored(loads, tmpdir, capsys):

@@ -572,7 +572,8 @@ def saved_run(models_dir):
     with run_folder.claimed(folder):
         run_folder.begin(folder, flags)
     with tf.Graph().as_default(), tf.Session() as sess:
-        run = Run(sess, folder, flags, tiny.hparams(**RUN_HPARAMS), encoder.get_encoder('tiny', models_dir))
+        run = Run(sess, folder, flags, tiny.hparams(**RUN_HPARAMS), encoder.get_encoder('tiny', models_dir),
+                  LocalWorkers())
         batch = random_tokens(run.hparams, [4, 16])
         run.one_step(batch)
         run.save(batch)
@@ -707,7 +708,8 @@ def test_seed_determines_new_weights(models_dir, tmp_path, monkeypatch):
         os.makedirs(os.path.join(folder, 'training'))
         with tf.Graph().as_default(), tf.Session() as sess:
             hparams, text_encoder = tiny.hparams(**RUN_HPARAMS), encoder.get_encoder('tiny', models_dir)
-            found.append(sess.run(Run(sess, folder, options(seed=seed), hparams, text_encoder).graph.variables[0]))
+            run = Run(sess, folder, options(seed=seed), hparams, text_encoder, LocalWorkers())
+            found.append(sess.run(run.graph.variables[0]))
     assert np.array_equal(found[0], found[1]) and not np.allclose(found[0], found[2])
 
 

@@ -39,15 +39,14 @@ def find(folder):
     if not os.path.isdir(folder):
         raise FileNotFoundError('no folder %s; give the one with the files of the benchmarks' % folder)
     paths = {name: os.path.join(place, name) for place, _, names in os.walk(folder) for name in names}
-    found = [(benchmark, paths[BENCHMARKS[benchmark]['file']]) for benchmark in sorted(BENCHMARKS)
-             if BENCHMARKS[benchmark]['file'] in paths]
-    missing = sorted(set(BENCHMARKS) - {benchmark for benchmark, _ in found})
+    found = {name: paths[about['file']] for name, about in BENCHMARKS.items() if about['file'] in paths}
+    missing = sorted(set(BENCHMARKS) - set(found))
     remedy = '`python3 src/evaluate.py BENCHMARK --help` shows the name of its file and the command that downloads it'
     if not found:
         raise FileNotFoundError('no benchmark file in %s; %s' % (folder, remedy))
     if missing:
         report('not measured, because their files are not in %s: %s; %s' % (folder, ', '.join(missing), remedy))
-    return [(benchmark, path, read(benchmark, path)) for benchmark, path in found]
+    return [(benchmark, path, read(benchmark, path)) for benchmark, path in sorted(found.items())]
 
 
 def measure(model, benchmark, data, options, protocols=None):

@@ -27,42 +27,42 @@ def _split_full_stop(found):
     return word + ('.' if abbreviation else ' .')
 
 
-def _english(suffixes):
-    """The (split, before) of English. suffixes: pattern of the word endings that are separated, as in do n't."""
-    return (
+def _english(suffixes, first, after, between, quotes, padded, before=''):
+    """The Rules of an English text. suffixes: pattern of the word endings that are separated, as in do n't.
+
+    first: the patterns that come before those of English, as in `split`.  before: alternatives for the end of `before`.
+    """
+    return Rules(first + (
         (r'(?<=\S)([,;:!?])(?=[\s,;:!?.]|$)', r' \1'),
         (r"(?<=\S)(%s)(?!\w)" % suffixes, r' \1'),
         (r"(?<=s)'(?=[\s,;:!?.]|$)", " '"),
         (r'(?<=[^\s.])\.\.\.(?=\s|$)', ' ...'),
         (r'(?<!\S)(\S*[^\s.])\.(?=\s|$)', _split_full_stop),
-    ), r"[,;:!?.)\]%%]|\.\.\.|'|%s" % suffixes
+    ), r"[,;:!?.)\]%%]|\.\.\.|'|%s" % suffixes + before, after, between, quotes, padded)
 
 
 _BRACKETS = ((r'(?<=\S)(["()\[\]%])', r' \1'), (r'(["()\[\]$£¥€#])(?=\S)', r'\1 '))
 _OPENING = r'[(\[$£¥€#]'
 _CONTRACTIONS = r"n't|'(?:s|re|ve|m|ll|d)"  # as the Penn Treebank separates them: do n't
-_split_moses, _before_moses = _english(r"'(?:s|t|re|ve|m|ll|d)")  # as the tokenizer of Moses does: don 't
-_split_wikitext, _before_wikitext = _english(r"'\w+")  # also O 'Brien
-_split_treebank, _before_treebank = _english(_CONTRACTIONS)
 
-ONE_BILLION_WORDS = Rules(_BRACKETS + _split_moses, _before_moses, _OPENING, {}, ('"', '"'), False)
-WIKITEXT = Rules((
+# Its words were separated by the tokenizer of Moses: don 't
+ONE_BILLION_WORDS = _english(r"'(?:s|t|re|ve|m|ll|d)", _BRACKETS, _OPENING, {}, ('"', '"'), False)
+WIKITEXT = _english(r"'\w+", (  # also O 'Brien
     (r'(?<!\w)\d+(?:[,.]\d+)+(?!\w)', lambda number: re.sub('[,.]', r' @\g<0>@ ', number.group())),
     (r'(?<=[^\W_])-(?=[^\W_])', ' @-@ '),
     (r'(?<=\S)°', ' °'),
     (r'°(?=\S)', '° '),
-    (r'=(?==)', '= ')) + _BRACKETS + _split_wikitext,
-    _before_wikitext + '|=', _OPENING, {'@-@': '-', '@,@': ',', '@.@': '.', '°': '°'}, ('"', '"'), True)
+    (r'=(?==)', '= ')) + _BRACKETS, _OPENING, {'@-@': '-', '@,@': ',', '@.@': '.', '°': '°'}, ('"', '"'), True, '|=')
 PTB = Rules((
     (r'(?<=\S)(%s)(?!\w)' % _CONTRACTIONS, r' \1'),
     (r"(?<=s)'(?=\s|$)", " '"),
     (r'([$#])(?=\S)', r'\1 '),
     (r'(?<=\S)%', ' %')),
     r"'|%|" + _CONTRACTIONS, r'[$#]', {}, (), True)
-CBT = Rules((
+CBT = _english(_CONTRACTIONS, (
     (r'(?<!\S)"', '`` '),
     (r'"', " ''"),
-    (r'  +', ' ')) + _split_treebank, _before_treebank, r'(?!)', {}, ('``', "''"), False)
+    (r'  +', ' ')), r'(?!)', {}, ('``', "''"), False)
 
 
 def detokenize(text, rules):

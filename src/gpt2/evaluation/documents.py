@@ -1,4 +1,5 @@
 """Score documents: windows of their tokens, what each token costs, and figures of the whole. NumPy only."""
+import array
 import codecs
 from collections import namedtuple
 import itertools
@@ -19,16 +20,9 @@ Options = namedtuple('Options', 'context stride batch_size limit')
 # limit: number of windows, passages or questions to measure, from the beginning; None is all
 
 
-class Scored(namedtuple('Scored', 'documents predictions share interrupted')):
-    """documents: for each document the tokens that were scored, int32 [N].  predictions: their Predictions.
-
-    share: the fraction of the text that was scored, by bytes.  interrupted: whether Ctrl-C came before the end.
-    """
-
-    @property
-    def nats(self):
-        """For each document the costs of its tokens, float32 [N]."""
-        return [predictions.nats for predictions in self.predictions]
+# documents: for each document the tokens that were scored, int32 [N].  predictions: their Predictions.
+# share: the fraction of the text that was scored, by bytes.  interrupted: whether Ctrl-C came before the end.
+Scored = namedtuple('Scored', 'documents predictions share interrupted')
 
 
 def check_options(options):
@@ -140,22 +134,19 @@ def encoding_progress(n_bytes):
 
 def encode(encoder, pieces, limit, progress):
     """The first `limit` token ids of a document's pieces, int32 [N], and whether there were more."""
-    found, n_found = [np.zeros(0, np.int32)], 0
+    ids = array.array('i')  # a list would take several times the memory
     for piece in pieces:
-        found.append(np.array(encoder.encode(piece), np.int32))
-        n_found += len(found[-1])
+        ids.extend(encoder.encode(piece))
         progress.advance(len(piece.encode('utf-8')))
-        if n_found > limit:
-            return np.concatenate(found)[:limit], True
-    return np.concatenate(found), False
+        if len(ids) > limit:
+            return np.array(ids[:limit], np.int32), True
+    return np.array(ids, np.int32), False
 
 
 def count_bytes(encoder, documents):
     """The size in bytes of the text of documents. documents: list of int arrays of token ids."""
-    sizes = np.zeros(max(encoder.decoder) + 1, np.int64)
-    for token, symbol in encoder.decoder.items():
-        sizes[token] = len(symbol)  # a token is spelled with one character for each byte
-    return int(sum(sizes[ids].sum() for ids in documents))
+    size_V = np.array([len(encoder.decoder[token]) for token in range(len(encoder.decoder))])  # a character per byte
+    return int(sum(size_V[ids].sum() for ids in documents))
 
 
 def text_of(encoder, ids):
@@ -174,21 +165,21 @@ def by_line(pieces):
 # Results
 
 def figures(encoder, scored):
-    """What to print about scored documents: a list of (name, str)."""
+    """Yield what to print about scored documents: (name, str)."""
     counts = np.zeros(3, np.int64)
     for ids in scored.documents:
         for piece in text_of(encoder, ids):
             counts += len(piece.split()), len(piece.encode('utf-8')), len(piece)
-    counts = [('token', sum(map(len, scored.nats)))] + list(zip(('word', 'byte', 'character'), counts))
-    total = sum(nats_N.sum(dtype=np.float64) for nats_N in scored.nats)
-    result = [('documents', '%d' % len(scored.documents))] + [(unit + 's', '%d' % count) for unit, count in counts]
+    counts = [('token', sum(map(len, scored.documents)))] + list(zip(('word', 'byte', 'character'), counts))
+    total = sum(found.nats.sum(dtype=np.float64) for found in scored.predictions)
+    yield 'documents', '%d' % len(scored.documents)
+    yield from ((unit + 's', '%d' % count) for unit, count in counts)
     if scored.share < 1:
-        result.append(('share of the text', '%.3g %%' % (100 * scored.share)))
-    result.append(('nats', '%.6g' % total))
+        yield 'share of the text', '%.3g %%' % (100 * scored.share)
+    yield 'nats', '%.6g' % total
     for (unit, count), metric in zip(counts, ('perplexity', 'perplexity', 'bits', 'bits')):
         if count:
-            result.append(('%s per %s' % (metric, unit), '%.6g' % Sum(metric, total, count).value()))
-    return result
+            yield '%s per %s' % (metric, unit), '%.6g' % Sum(metric, total, count).value()
 
 
 def write_jsonl(path, encoder, scored):
@@ -197,8 +188,8 @@ def write_jsonl(path, encoder, scored):
     It has the text, the tokens, the sum of their nats, and the natural logarithms of their probabilities.
     """
     with files.replacing(path) as part, open(part, 'w', encoding='utf-8', newline='\n') as file:
-        for ids, nats_N in zip(scored.documents, scored.nats):
+        for ids, found in zip(scored.documents, scored.predictions):
             line = {'text': ''.join(text_of(encoder, ids)), 'tokens': ids.tolist(),
-                    'nats': float(nats_N.sum(dtype=np.float64)),
-                    'log_probabilities': [-float('%.7g' % x) for x in nats_N]}
+                    'nats': float(found.nats.sum(dtype=np.float64)),
+                    'log_probabilities': [-float('%.7g' % x) for x in found.nats]}
             file.write(json.dumps(line, ensure_ascii=False, sort_keys=True) + '\n')

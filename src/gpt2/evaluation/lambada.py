@@ -1,5 +1,5 @@
 """LAMBADA (Paperno et al. 2016, arXiv:1606.06031): guess the last word of each passage."""
-import os
+import pkgutil
 
 import numpy as np
 
@@ -14,8 +14,7 @@ PREPARATIONS = (  # name, function that prepares a passage; the paper's authors 
 
 # The GPT-2 paper filters stop words out of the model's guesses and does not give the list. This one has the closed
 # classes of English words: articles, pronouns, auxiliaries, prepositions, conjunctions and the like.
-with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), 'stop_words.txt'), encoding='utf-8') as _file:
-    STOP_WORDS = frozenset(_file.read().split())
+STOP_WORDS = frozenset(pkgutil.get_data(__name__, 'stop_words.txt').decode('utf-8').split())
 
 
 def read(benchmark, path):

@@ -93,7 +93,7 @@ def measure(model, benchmark, text, options, reading):
                              fills_last=reading.fills_last)
     if not scored.share:
         return [], 0, scored.interrupted
-    nats = np.concatenate(scored.nats)
+    nats = np.concatenate([found.nats for found in scored.predictions])
     counts = denominators(benchmark, text, n_tokens=len(nats) / scored.share)
     return [('%s per %s' % (metric, unit), Sum(metric, nats.sum(dtype=np.float64), count * scored.share))
             for unit, count, metric in counts], scored.share, scored.interrupted

@@ -115,15 +115,10 @@ def blocks(units, rank):
 def element(unit, class_name):
     """A Unit as HTML. class_name: one of CLASSES, for its colour."""
     text, n_tokens = unit.text.translate(SHOWN), unit.end - unit.first
-    classes = [class_name] if class_name else []
-    if text != unit.text:
-        classes.append('hex')
-    if '\n' in text:
-        classes.append('line')
-    elif text.isspace():
-        classes.append('space')
-    elif all(unicodedata.category(character) == 'Cf' for character in text):
-        classes.append('nothing')
+    invisible = ('line' if '\n' in text else
+                 'space' if text.isspace() else
+                 'nothing' if all(unicodedata.category(character) == 'Cf' for character in text) else '')
+    classes = list(filter(None, [class_name, 'hex' if text != unit.text else '', invisible]))
     space = ' ' if text[0] == ' ' and len(text) > 1 else ''  # outside, so that no line ends in a coloured space
     return '%s<i%s%s>%s</i>' % (
         space, ' class="%s"' % ' '.join(classes) if classes else '', ' data-n="%d"' % n_tokens if n_tokens > 1 else '',
@@ -152,26 +147,21 @@ def curves(found, begins):
     """The curves along the text for page.html, {name: str}. begins: the first tokens of documents 2, 3, ..."""
     n_tokens = len(found.nats)
     window = min(max(20, n_tokens // 60), n_tokens)
-    first = np.linspace(0, n_tokens - window, min(n_tokens - window + 1, MAX_POINTS)).astype(int)
-    means = {name: moving_mean(getattr(found, name), first, window) for name in ('nats', 'entropy')}
-    top = max([1] + [math.ceil(y) for mean in means.values() for y in mean[np.isfinite(mean)]])
+    first = np.linspace(0, n_tokens - window, min(n_tokens, n_tokens - window + 1, MAX_POINTS)).astype(int)
+    means = {}
+    for name in 'nats', 'entropy':
+        sums = np.cumsum(np.append(0, getattr(found, name)))
+        means[name] = (sums[first + window] - sums[first]) / window
+    top = max([1] + [math.ceil(y) for mean in means.values() for y in mean])
     result = {'window': format(window, ','), 'curve_top': '%d' % top, 'curve_middle': '%g' % (top / 2)}
     for name, mean in means.items():
         points = ['%.1f %.1f' % (MAX_POINTS * (x + window / 2) / n_tokens, 100 - 100 * y / top)
-                  for x, y in zip(first, mean) if np.isfinite(y)]
+                  for x, y in zip(first, mean)]
         result[name + '_curve'] = 'M' + 'L'.join(points + points[-1:]) if points else ''  # a lone point becomes a dot
     marks = np.unique(MAX_POINTS * np.array(begins if len(begins) <= MAX_MARKS else [], int) // max(1, n_tokens))
     result['begins'] = ''.join('M%d 0V100' % x for x in marks)
     result['begins_note'] = '; dotted lines show where documents begin' if len(marks) else ''
     return result
-
-
-def moving_mean(values, first, window):
-    """The mean of the finite ones among the `window` values from each index in `first` on; NaN if there are none."""
-    is_finite = np.isfinite(values)
-    sums, counts = [np.cumsum(np.concatenate([[0], x])) for x in (np.where(is_finite, values, 0), is_finite)]
-    with np.errstate(invalid='ignore'):  # 0 / 0
-        return (sums[first + window] - sums[first]) / (counts[first + window] - counts[first])
 
 
 # The cards
@@ -194,9 +184,8 @@ def word(encoder, token):
 
 
 def thousandths(nats):
-    """Nats as whole thousandths that fit in 16 bits: at most 65534, for a probability of 1e-28; 65535 for NaN."""
-    nats = np.asarray(nats, np.float64)
-    return np.where(np.isnan(nats), 65535, np.clip(1000 * np.where(np.isnan(nats), 0, nats), 0, 65534).round())
+    """Nats as whole thousandths that fit in 16 bits: at most 65534, for a probability of 1e-28."""
+    return np.clip(1000 * np.asarray(nats, np.float64), 0, 65534).round()
 
 
 def packed(numbers):

@@ -53,7 +53,6 @@ def draw(lines, path):
             if marks:
                 axis.plot(*zip(*marks), 'k|', markersize=12, label='paper')
                 axis.legend()
-            axis.set_yticks(range(len(bars)))
+            axis.set(yticks=range(len(bars)), xscale='log' if metric == 'perplexity' else 'linear',
+                     xlabel=metric + (', %' if metric == 'accuracy' else ''))
             axis.set_yticklabels(['%s %s: %s' % line[:3] for line in bars], fontsize=7)
-            axis.set_xscale('log' if metric == 'perplexity' else 'linear')
-            axis.set_xlabel(metric + (', %' if metric == 'accuracy' else ''))

@@ -35,7 +35,6 @@ class Maker:
         os.environ['OMP_NUM_THREADS'] = str(settings['cores'])
         self.settings = settings
         self.sampler = Sampler(settings['model_name'], models_dir, settings['precision'])
-        self.end_token = self.sampler.encoder.end_of_text if settings['stop_at_end'] else None
         # Here, so that an error is raised before anything is written.
         self.sampler_of(min(settings['batch_size'], settings['rows'] // settings['shards']))
 
@@ -47,8 +46,8 @@ class Maker:
         return self.sampler.build(
             n, length=settings['length'], width=None if has_prompts else 1, ragged=has_prompts,
             temperature=settings['temperature'], top_k=settings['top_k'], top_p=settings['top_p'],
-            end_token=self.end_token, compiled=n == settings['batch_size'] and is_worth_compiling(
-                n_batches * n, n, settings['length']))
+            end_token=self.sampler.encoder.end_of_text if settings['stop_at_end'] else None,
+            compiled=n == settings['batch_size'] and is_worth_compiling(n_batches * n, n, settings['length']))
 
     def make_batch(self, rows):
         """{id: the fields of its line} of some Rows that are sampled together."""

@@ -99,9 +99,8 @@ def capacity(machines, cores):
     machines: for each, a dict with its number of 'CPU' and, if it has any, of 'GPU'.  cores: for each model.
     """
     n_gpus = int(any(machine.get('GPU', 0) >= 1 for machine in machines))
-    fit = [machine.get('CPU', 0) // cores for machine in machines]
-    if n_gpus:
-        fit = [min(n, machine.get('GPU', 0) // 1) for n, machine in zip(fit, machines)]
+    needed = {'CPU': cores, 'GPU': 1} if n_gpus else {'CPU': cores}
+    fit = [min(machine.get(kind, 0) // n for kind, n in needed.items()) for machine in machines]
     return int(sum(fit)), n_gpus
 
 
@@ -116,8 +115,7 @@ def actor_class(settings, models_dir, out):
 
     class Actor:
 
-        def __init__(self):
-            self.maker = None
+        maker = None
 
         def start(self):
             """Does nothing. Once it has returned, there is room for the actor, and it is running."""

@@ -29,7 +29,10 @@ def open_store(out):
 
 
 class Store:
-    """What both kinds of stores share. A subclass has names(), read(), add() and lock()."""
+    """What both kinds of stores share. A subclass has an address, names(), read(), add() and lock()."""
+
+    def __str__(self):
+        return process.without_password(self.address)
 
     def manifest(self):
         """The settings of the rows in the store, None if it has none. Raises ValueError for rows without settings."""
@@ -60,9 +63,6 @@ class Folder(Store):
 
     def __init__(self, path):
         self.path = self.address = os.path.abspath(os.path.expanduser(path))
-
-    def __str__(self):
-        return self.path
 
     def names(self):
         """The names of the files in the folder; empty if it does not exist."""
@@ -98,9 +98,6 @@ class Bucket(Store):
 
     def __init__(self, file_system, path, address):
         self.file_system, self.path, self.address = file_system, path.rstrip('/'), address
-
-    def __str__(self):
-        return process.without_password(self.address)
 
     def names(self):
         """The names of the files in the folder; empty if it does not exist."""

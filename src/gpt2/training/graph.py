@@ -47,21 +47,19 @@ def build(hparams, options, cluster=None, compiled=False):
 
         return mean_over_batches(range(accumulate), compute, variables)
 
-    found = []
-    for number, device in enumerate(cluster.devices):
-        with tf.device(device):
-            begin = number * accumulate
-            found.append((xla.compiled(mean_of_batches) if compiled else mean_of_batches)(
-                tokens_ABT[begin:begin + accumulate], first + begin * options.batch_size))
+    def part(begin):
+        function = xla.compiled(mean_of_batches) if compiled else mean_of_batches
+        return function(tokens_ABT[begin:begin + accumulate], first + begin * options.batch_size)
+
+    found = on_devices(cluster.devices, part, range(0, len(cluster.devices) * accumulate, accumulate))
     loss, *gradients = cluster.mean(mean_over_devices(found, cluster.devices[:1] + [v.device for v in variables]))
     clipped, norm = clip_by_norm(gradients, options.clip)
     optimizer = tf.train.AdamOptimizer(learning_rate, *BETAS)
     # Decoupled weight decay: Loshchilov and Hutter 2017 (arXiv:1711.05101). Gains and biases do not decay.
-    decays = []
-    for variable in variables:
-        with tf.control_dependencies(clipped), tf.device(variable.device):
-            if len(variable.shape) > 1:
-                decays.append(variable.assign_sub(learning_rate * options.weight_decay * variable))
+    matrices = [variable for variable in variables if len(variable.shape) > 1]
+    with tf.control_dependencies(clipped):
+        decays = on_devices([matrix.device for matrix in matrices],
+                            lambda matrix: matrix.assign_sub(learning_rate * options.weight_decay * matrix), matrices)
     with tf.control_dependencies(decays):
         update = optimizer.apply_gradients(zip(clipped, variables))
     return Graph(tokens_ABT, learning_rate, first, loss, norm, update, valid_BT, valid_losses,
@@ -144,11 +142,16 @@ def mean_over_devices(found, devices):
     """The means of tensors that several devices have computed. found: a list for each.  devices: one for each mean."""
     if len(found) == 1:
         return found[0]
-    means = []
-    for device, tensors in zip(devices, zip(*found)):
+    return on_devices(devices, lambda tensors: tf.add_n(tensors) / len(found), zip(*found))
+
+
+def on_devices(devices, function, values):
+    """A list of function(value) for each of the values, each computed on a device of its own."""
+    results = []
+    for device, value in zip(devices, values):
         with tf.device(device):
-            means.append(tf.add_n(tensors) / len(found))
-    return means
+            results.append(function(value))
+    return results
 
 
 class Texts(Past):
@@ -252,11 +255,7 @@ def clip_by_norm(gradients, limit):
     """
     norm = tf.global_norm(gradients)
     scale = limit / tf.maximum(norm, limit)
-    clipped = []
-    for gradient in gradients:
-        with tf.device(gradient.device):
-            clipped.append(scale * gradient)
-    return clipped, norm
+    return on_devices([gradient.device for gradient in gradients], lambda gradient: scale * gradient, gradients), norm
 
 
 def learning_rate_at(step, *, peak, warmup, decay):

@@ -13,7 +13,6 @@ from gpt2.system.progress import Progress, report
 import sample
 from gpt2.system.tf1 import tf
 from gpt2.training import run_folder
-from gpt2.training.cluster import LocalWorkers
 from gpt2.training.graph import build, is_worth_compiling, learning_rate_at
 from gpt2.training.record import Record
 
@@ -22,13 +21,12 @@ class Run(object):
     """A training run: the graph in a session, and the folder that it is saved to and resumed from.
 
     text_encoder, hparams: those of the model, as run_folder.prepare returns them.
-    cluster: the workers that train it; only the chief writes into the folder, validates and reports. None: one worker.
+    cluster: the workers that train it; only the chief writes into the folder, validates and reports.
     """
 
-    def __init__(self, sess, folder, options, hparams, text_encoder, cluster=None):
-        self.sess, self.folder, self.options = sess, folder, options
+    def __init__(self, sess, folder, options, hparams, text_encoder, cluster):
+        self.sess, self.folder, self.options, self.cluster = sess, folder, options, cluster
         self.hparams, self.encoder = hparams, text_encoder
-        self.cluster = cluster = cluster or LocalWorkers()
         self.interrupted = 0  # the signal that has interrupted this worker
         self.valid_loss = None  # the last one measured
         self.best = run_folder.read_dict(folder, 'best.json')  # that of the lowest loss: step, valid_loss_nats, text
@@ -47,8 +45,8 @@ class Run(object):
         if cluster.is_chief:
             run_folder.remove_unfinished(folder)
             self.record = Record(run_folder.inside(folder, ''), first_step=self.saved + 1 if self.saved else 0)
-            losses = [figures['loss_nats'] for figures in self.record.read() if 'loss_nats' in figures]
-            self.first_loss = losses[0] if losses else None
+            losses = (figures['loss_nats'] for figures in self.record.read() if 'loss_nats' in figures)
+            self.first_loss = next(losses, None)
 
     def build_samples(self):
         """The samples to print during training, as tensors: unconditional, and from --sample_prompt if there is one."""
@@ -64,14 +62,13 @@ class Run(object):
 
     def restore(self):
         """Load the last save, or else the model to fine-tune, if any. Returns the step of the save, or 0."""
-        step, model = run_folder.last_save(self.folder), (self.options.model_name, self.options.models_dir)
+        step = run_folder.last_save(self.folder)
         if step:
-            model = releases.name_and_dir(self.folder)
-        if model[0] is not None:
-            checkpoint.restore(self.sess, *model)
-        if step:
+            checkpoint.restore(self.sess, *releases.name_and_dir(self.folder))
             state = run_folder.inside(self.folder, 'state.ckpt-%d' % step)
             checkpoint.restore_variables(self.sess, self.graph.state, state)
+        elif self.options.model_name is not None:
+            checkpoint.restore(self.sess, self.options.model_name, self.options.models_dir)
         return step
 
     def save(self, batch):
@@ -262,8 +259,6 @@ class Run(object):
 
     def show(self, figures, progress):
         """Show the figures of a step, a line of metrics.jsonl, on the progress bar, or in a line if there is none."""
-        shown = 'loss %.3f, ' % figures['loss_nats']
-        if self.valid_loss is not None:
-            shown += 'valid loss %.3f, ' % self.valid_loss
-        shown += '%.0f tokens/s' % figures['tokens_per_second']
+        valid_loss = '' if self.valid_loss is None else 'valid loss %.3f, ' % self.valid_loss
+        shown = 'loss %.3f, %s%.0f tokens/s' % (figures['loss_nats'], valid_loss, figures['tokens_per_second'])
         progress.advance(1, shown, now=self.is_due(self.options.valid_every))
