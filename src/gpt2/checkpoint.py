@@ -193,10 +193,29 @@ def model_variables(graph, scope='model'):
     return variables
 
 
+def shapes_of(variables):
+    """{name: shape} of variables {name: variable}."""
+    return {name: variable.shape.as_list() for name, variable in variables.items()}
+
+
 def restore_variables(sess, variables, prefix):
     """Load variables {name: variable} from the checkpoint files that begin with prefix. Raises as restore does."""
-    with reading(prefix, {name: variable.shape.as_list() for name, variable in variables.items()}) as (found, _):
+    with reading(prefix, shapes_of(variables)) as (found, _):
         saver(sess.graph, variables).restore(sess, found)
+
+
+def arrays(folder, variables):
+    """Yield (name, float32 array) of the weights in a model's folder for variables {name: variable}, sorted by name.
+
+    One weight at a time is in memory. Raises as restore does, and ValueError for weights of another type.
+    """
+    prefix = weights_prefix(folder)
+    with reading(prefix, shapes_of(variables)) as (_, reader):
+        for name in sorted(variables):
+            array = reader.get_tensor(name)
+            if array.dtype != 'float32':
+                raise ValueError('%s in %s.* is %s; only float32 is supported' % (name, prefix, array.dtype))
+            yield name, array
 
 
 @contextlib.contextmanager

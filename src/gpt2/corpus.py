@@ -389,23 +389,14 @@ def _serve(connection, encoder):
 
 
 def training_batches(tokens, *, batch_size, n_ctx, seed, first=0):
-    """Iterate forever over batches, starting at number `first`; batch i depends only on tokens, seed and i.
+    """Yield batches forever, starting at number `first`; batch i depends only on tokens, seed and i.
 
     The corpus is a ring. Each epoch divides it into windows, starting at a random position, and yields every window
     once, in random order. A batch may contain the last windows of one epoch and the first of the next.
-    tokens: integer array [N].  seed: 0 ... 2^32 - 1.  first: the number of batches that a resumed run has already used.
+    tokens: integer array [N], N at least n_ctx.  seed: 0 ... 2^32 - 1.
+    first: the number of batches that a resumed run has already used.
     Yields int32 [batch_size, n_ctx].
-    Raises ValueError for fewer than n_ctx tokens or a seed out of range.
     """
-    if len(tokens) < n_ctx:
-        raise ValueError('the corpus has %d tokens, which is less than the context of %d; give more text, '
-                         'or a smaller context' % (len(tokens), n_ctx))
-    if not 0 <= seed < 2 ** 32:
-        raise ValueError('seed is %s; it must be 0 to 4294967295' % seed)
-    return _training_batches(tokens, batch_size, n_ctx, seed, first)
-
-
-def _training_batches(tokens, batch_size, n_ctx, seed, first):
     n_windows = len(tokens) // n_ctx
     epoch = None
     for batch in itertools.count(first):
@@ -430,10 +421,7 @@ def windows(tokens, *, n_ctx, stride):
     Yields (ids, first_scored): int32 [T], T = n_ctx + 1 except in the last window; the tokens to score are
     ids[first_scored:]. Token p of the text sees at least the min(p, n_ctx + 1 - stride) tokens before it.
     Yields nothing for fewer than two tokens.
-    Raises ValueError for a stride outside 1 ... n_ctx.
     """
-    if not 1 <= stride <= n_ctx:
-        raise ValueError('stride is %d; it must be 1 to %d, the context' % (stride, n_ctx))
     if len(tokens) < 2:
         return iter(())
     overlap = n_ctx + 1 - stride
