@@ -49,7 +49,7 @@ def find_files(paths):
     """
     if not isinstance(paths, (list, tuple)):
         paths = [paths] if os.path.exists(str(paths)) else str(paths).split(',')
-    files = []
+    once = collections.OrderedDict()
     for path in map(str, paths):
         if os.path.isdir(path):
             found = _files_in(path)
@@ -59,10 +59,8 @@ def find_files(paths):
             found = [match for match in glob.glob(path, recursive=True) if os.path.isfile(match)]
         if not found:
             raise FileNotFoundError('no file matches %r; give a file, a glob or a folder of .txt or .jsonl' % path)
-        files += sorted(found)
-    once = collections.OrderedDict()
-    for path in files:
-        once.setdefault(os.path.realpath(path), path)
+        for file in sorted(found):
+            once.setdefault(os.path.realpath(file), file)
     return list(once.values())
 
 
