@@ -104,24 +104,17 @@ def not_utf8(path, error, end):
         path, end - len(error.object) + error.start, error.object[error.start]))
 
 
-def read_documents(paths):
-    """Iterate over the documents of the files that `paths` names (see `find_files`), one in memory at a time.
+def read_pieces(paths):
+    """Iterate over pieces of the documents in the files that `paths` names (see `find_files`).
 
+    A text may be larger than memory; a line of a .jsonl file may not.
     A .jsonl file has one document per line: a JSON string, or an object with the key "text". Any other file is text:
     <|endoftext|> at the end of a line, where spaces may follow it, separates its documents. If it is alone on its line,
     the newline before it belongs to the separator. Elsewhere it is text, and how often it occurs there is reported.
     A byte order mark is skipped, and in a text file CRLF becomes LF; nothing else is changed.
-    Yields str, never empty.
+    Yields str, never empty, and None at the end of a document, whose ids are the concatenated ids of its pieces.
     Raises FileNotFoundError, and ValueError for a file that is not UTF-8 text (names the format, or the byte) or a line
     that is not such JSON (names file and line).
-    """
-    return (''.join(pieces) for pieces in by_document(read_pieces(paths)))
-
-
-def read_pieces(paths):
-    """Like read_documents, but in pieces, so that a text may be larger than memory; a line of a .jsonl file may not.
-
-    Yields str, never empty, and None at the end of a document, whose ids are the concatenated ids of its pieces.
     """
     return _without_empty(itertools.chain.from_iterable(
         in_pieces(with_ends(text for _, text in read_jsonl(path)) if is_jsonl(path) else _text_parts(path))
@@ -251,24 +244,15 @@ def _without_empty(pieces):
         yield None
 
 
-def encode_documents(encoder, documents, *, processes=None):
-    """Encode documents: the ids that `encoder.encode` returns for each, followed by the end-of-text id.
-
-    documents: iterable of str.  processes: None means one per core; a short text is encoded in this process.
-    Returns uint16 [N].
-    Raises ValueError for a vocabulary of more than 65,536 tokens.
-    """
-    ids = _encode(encoder, in_pieces(with_ends(documents)), processes, None)
-    return np.concatenate([np.zeros(0, np.uint16)] + list(ids))
-
-
 def load_tokens(encoder, paths, cache_folder, *, processes=None):
     """Encode the files that `paths` names, or read their ids from `cache_folder` if they were encoded before.
 
     The corpus may be larger than memory. The folder is created if missing, and may be deleted to free disk space. Ids
     are cached by the content of the files and by the vocabulary, not by the names of the files.
-    Returns uint16 [N] as `encode_documents` does, read-only and memory-mapped.
-    Raises as `read_documents` and `encode_documents` do, and ValueError if the files contain no text.
+    processes: None means one per core; a short text is encoded in this process.
+    Returns the ids that `encoder.encode` returns for each document, followed by the end-of-text id: uint16 [N],
+    read-only and memory-mapped.
+    Raises as `read_pieces` does, and ValueError for files without text and a vocabulary of more than 65,536 tokens.
     """
     files = find_files(paths)
     cached = os.path.join(cache_folder, 'tokens-%s.uint16' % _cache_key(encoder, files))
