@@ -326,12 +326,16 @@ def test_in_pieces_keeps_the_ids_of_the_whole(vocabulary, monkeypatch):
                   '\u200b\u2028\u3000\u0301\u200d\U0001f600\ufeff\x00')
     n_pieces = 0
     for _ in range(300):
-        text = ''.join(rng.choice(characters) for _ in range(rng.randrange(120)))
+        text = ''.join(rng.choice(characters) for _ in range(rng.randrange(1, 120)))
         *pieces, end = corpus.in_pieces([text, None])
         assert end is None and ''.join(pieces) == text
         assert [token for piece in pieces for token in gpt2.encode(piece)] == gpt2.encode(text)
         n_pieces += len(pieces)
     assert n_pieces > 2000  # or nothing was proven
+
+
+def test_in_pieces_leaves_out_empty_documents():
+    assert list(corpus.in_pieces(['', None, 'a', '', None, None, '', '', None])) == ['a', None]
 
 
 def test_in_pieces_takes_linear_time_for_a_text_without_spaces(monkeypatch):
@@ -371,7 +375,7 @@ def test_encode_documents_is_the_same_in_any_number_of_processes(processes, monk
     """The ids of each document and the end-of-text id."""
     monkeypatch.setattr(corpus, 'CHUNK', 1000)
     rng = random.Random(0)
-    sizes = [0, 1, 20, 999, 1000, 1001, 30000] + [rng.randrange(300) for _ in range(100)]
+    sizes = [1, 20, 999, 1000, 1001, 30000] + [rng.randrange(1, 300) for _ in range(100)]
     documents = [''.join(rng.choice('ab é\n') for _ in range(size)) for size in sizes] + ['unbroken' * 1000]
     ids = encode_documents(ByteEncoder(), iter(documents), processes=processes)
     assert ids.dtype == np.uint16

@@ -116,9 +116,9 @@ def read_pieces(paths):
     Raises FileNotFoundError, and ValueError for a file that is not UTF-8 text (names the format, or the byte) or a line
     that is not such JSON (names file and line).
     """
-    return _without_empty(itertools.chain.from_iterable(
+    return itertools.chain.from_iterable(
         in_pieces(with_ends(text for _, text in read_jsonl(path)) if is_jsonl(path) else _text_parts(path))
-        for path in find_files(paths)))
+        for path in find_files(paths))
 
 
 def by_document(pieces):
@@ -212,7 +212,7 @@ def in_pieces(parts):
 
     Texts are split before a space or newline that follows another character: the encoder cuts there, too, so no token
     crosses the split. A text without such a place remains whole.
-    parts: iterable of str, and None at the end of a document.  Yields the same.
+    parts: iterable of str, and None at the end of a document.  Yields the same, without empty pieces and documents.
     """
     boundary = re.compile(r'(?<=\S)[ \n]')
     held, size, enough = [], 0, CHUNK
@@ -230,18 +230,12 @@ def in_pieces(parts):
             start = cut.start()
         text = text[start:]
         if part is None:
-            yield text
-            yield None
+            if text:
+                yield text
+                yield None
             text = ''
         # Twice the rest, so that a long text without a boundary is not joined and searched again for every line.
         held, size, enough = [text], len(text), CHUNK + 2 * len(text)
-
-
-def _without_empty(pieces):
-    """Drop empty pieces and empty documents."""
-    for document in by_document(piece for piece in pieces if piece != ''):
-        yield from document
-        yield None
 
 
 def load_tokens(encoder, paths, cache_folder, *, processes=None):
