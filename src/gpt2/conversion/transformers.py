@@ -85,10 +85,10 @@ def as_dtype(array, dtype, name):
     """A float32 array in another dtype, rounded to the nearest. Raises ValueError, with the name, for an overflow."""
     from gpt2.system.tf1 import tf
     with np.errstate(over='ignore'):
-        array = np.asarray(array, getattr(tf, dtype).as_numpy_dtype)
-    if dtype == 'float16' and not np.isfinite(array).all():
+        rounded = np.asarray(array, getattr(tf, dtype).as_numpy_dtype)
+    if dtype == 'float16' and (np.isinf(rounded) & np.isfinite(array)).any():
         raise ValueError('%s has numbers beyond 65504, the largest in float16; use --dtype bfloat16' % name)
-    return array
+    return rounded
 
 
 # From transformers
@@ -133,7 +133,7 @@ class Tensors(object):
 
     def __init__(self, folder):
         self.folder = folder
-        self.places = {}  # {name without `transformer.` in front: (path, name in this file)}
+        self.places = {}  # {name without `transformer.` in front: (name in its file, path of this file)}
         self.shapes = {}  # {the same: shape}
         for path in [os.path.join(folder, file) for file in self.files()]:
             for theirs, (dtype, shape) in header_of(path).items():
@@ -145,7 +145,7 @@ class Tensors(object):
                 if dtype not in DTYPES.values():
                     raise ValueError('%s in %s has the type %s; supported are %s' % (
                         theirs, path, dtype, ', '.join(DTYPES.values())))
-                self.places[name], self.shapes[name] = (path, theirs), shape
+                self.places[name], self.shapes[name] = (theirs, path), shape
 
     def files(self):
         """The names of the files that the tensors are in."""
@@ -203,13 +203,12 @@ class Tensors(object):
             for place, rows in self.rows(theirs):
                 array[place] = rows
                 if not np.isfinite(array[place]).all():
-                    path, stored_name = self.places[theirs]
-                    raise checkpoint.not_finite_error(stored_name, path)
+                    raise checkpoint.not_finite_error(*self.places[theirs])
             yield name, array.reshape(variables[name].shape.as_list())
 
     def rows(self, name):
         """Yield (slice, array) of the rows of a tensor, as many as are read at a time."""
-        path, theirs = self.places[name]
+        theirs, path = self.places[name]
         n_rows = self.shapes[name][0]
         for start in range(0, n_rows, ROWS_AT_A_TIME):
             place = slice(start, min(start + ROWS_AT_A_TIME, n_rows))
