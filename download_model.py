@@ -365,7 +365,7 @@ def verify(path, final_path, release):
     elif file == 'vocab.bpe':
         if not head.startswith(b'#version'):
             raise ValueError('it does not begin with a line #version')
-        encoder.Encoder(json_object(os.path.join(folder, 'encoder.json')), encoder.read_merges(path))
+        encoder.Encoder(json_object(os.path.join(folder, 'encoder.json')), encoder.read_merges(path)[0])
 
 
 def check_hparams(path, release):

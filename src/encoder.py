@@ -173,28 +173,26 @@ def get_encoder(model_name, models_dir='models'):
     """
     folder = releases.model_folder(model_name, models_dir, files=('encoder.json', 'vocab.bpe'))
     ids = files.read_json(os.path.join(folder, 'encoder.json'))
-    merges = os.path.join(folder, 'vocab.bpe')
     try:
-        return Encoder(ids, read_merges(merges), added=read_added(merges))
+        merges, added = read_merges(os.path.join(folder, 'vocab.bpe'))
+        return Encoder(ids, merges, added=added)
     except ValueError as error:
         raise ValueError('encoder.json and vocab.bpe in %s cannot be used: %s; take both from the same model, or fetch '
                          'them again' % (folder, error))
 
 
 def read_merges(path):
-    """Returns the pairs of symbols in a vocab.bpe, a list of tuples. Its first line holds the version of the format."""
+    """Returns the pairs of symbols in a vocab.bpe, a list of tuples, and the added tokens, as Encoder takes them.
+
+    Its first line holds the version of the format, and the added tokens behind it.
+    """
     with open(path, encoding='utf-8') as file:
-        merges = [tuple(line.split()) for line in file.read().rstrip('\n').split('\n')[1:]]
+        first, *lines = file.read().rstrip('\n').split('\n')
+    merges = [tuple(line.split()) for line in lines]
     for number, pair in enumerate(merges, 2):
         if len(pair) != 2:
             raise ValueError('line %d of vocab.bpe has %d symbols instead of 2' % (number, len(pair)))
-    return merges
-
-
-def read_added(path):
-    """Returns the added tokens in a vocab.bpe, as Encoder takes them. They are behind the version of the format."""
-    with open(path, encoding='utf-8') as file:
-        return file.readline().split()[2:]
+    return merges, first.split()[2:]
 
 
 def learn_vocabulary(documents, vocab_size, folder):
@@ -219,7 +217,7 @@ def learn_vocabulary(documents, vocab_size, folder):
         vocab_size=vocab_size - 1, min_frequency=2, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=sys.stderr.isatty()))
     with tempfile.TemporaryDirectory() as temporary:  # every version of the library saves the same format
-        merges = read_merges(learner.model.save(temporary)[1])
+        merges, _ = read_merges(learner.model.save(temporary)[1])
     n_tokens = 256 + len(merges) + 1
     if n_tokens != vocab_size:
         raise ValueError('vocab_size is %d; the documents have pairs for %d tokens only' % (vocab_size, n_tokens))

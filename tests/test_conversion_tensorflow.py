@@ -202,7 +202,6 @@ def test_neighbours_checkpoint_is_a_model_and_can_be_copied(neighbour, tiny_mode
 
 
 def test_copy_names_what_is_damaged_and_writes_nothing(tiny_models, tmp_path):
-    """A wrong byte in the weights, a number that is not finite, a vocabulary of another model."""
     source = shutil.copytree(os.path.join(tiny_models, 'tiny'), str(tmp_path / 'models' / 'tiny'))
     data = os.path.join(source, 'model.ckpt.data-00000-of-00001')
     with open(data, 'r+b') as file:
@@ -213,6 +212,26 @@ def test_copy_names_what_is_damaged_and_writes_nothing(tiny_models, tmp_path):
     with pytest.raises(ValueError, match='truncated or corrupt.*checksum'):
         convert.copy('tiny', 'mine', models_dir=str(tmp_path / 'models'), new_models_dir=str(tmp_path / 'models'))
     assert os.listdir(str(tmp_path / 'models')) == ['tiny']
+
+
+@pytest.mark.parametrize('value, dtype, said', [
+    (np.nan, 'float32', 'not finite'), (np.inf, 'float32', 'not finite'), (1, 'float64', 'is float64')])
+def test_weights_that_are_no_float32_numbers_are_refused(tmp_path, value, dtype, said):
+    """By the name of the first one, whatever they would become."""
+    hparams = tiny.hparams(n_vocab=tiny.N_BYTE_VOCAB)
+    weights, models_dir = tiny.random_weights(hparams), str(tmp_path / 'models')
+    weights['model/wpe'][3, 3] = value
+    tiny.write_model(os.path.join(models_dir, 'odd'), hparams, weights)
+    with tf.Graph().as_default(), tf.Session() as sess:
+        for name, array in weights.items():
+            tf.Variable(array.astype(dtype if name == 'model/wpe' else np.float32), name=name)
+        sess.run(tf.global_variables_initializer())
+        tf.train.Saver().save(sess, os.path.join(models_dir, 'odd', 'model.ckpt'))
+    with pytest.raises(ValueError, match='model/wpe .*' + said):
+        convert.copy('odd', 'new', models_dir=models_dir, new_models_dir=str(tmp_path))
+    with pytest.raises(ValueError, match='model/wpe .*' + said):
+        convert.to_transformers('odd', str(tmp_path / 'new'), dtype='float16', models_dir=models_dir)
+    assert os.listdir(str(tmp_path)) == ['models']
 
 
 # The files that are written

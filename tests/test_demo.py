@@ -33,10 +33,10 @@ def weights():
 
 
 @pytest.fixture(scope='module')
-def windows(text_encoder):
+def windows(text_encoder, tmp_path_factory):
     """held_out.txt as consecutive windows of the context's length: int32 [B, n_ctx]."""
     n_ctx = checkpoint.load_hparams('demo', MODELS).n_ctx
-    tokens = corpus.encode_documents(text_encoder, corpus.read_documents(HELD_OUT))
+    tokens = corpus.load_tokens(text_encoder, HELD_OUT, str(tmp_path_factory.mktemp('cache')))
     return tokens[:len(tokens) // n_ctx * n_ctx].reshape(-1, n_ctx).astype(np.int32)
 
 

@@ -174,7 +174,8 @@ def test_graph_has_its_variables_and_arithmetic_on_the_gpu(gpu, graph):
 def demo_logits():
     """The tokens of a held-out text, int [1, T], and the demo model's logits, float32 [1, T, V]."""
     hparams = checkpoint.load_hparams('demo', MODELS)
-    tokens_N = corpus.encode_documents(encoder.get_encoder('demo', MODELS), corpus.read_documents(HELD_OUT))
+    with tempfile.TemporaryDirectory() as cache:
+        tokens_N = np.array(corpus.load_tokens(encoder.get_encoder('demo', MODELS), HELD_OUT, cache))
     tokens_1T = tokens_N[None, :hparams.n_ctx]
     with tf.Graph().as_default(), session.session() as sess:
         logits_1TV = model.model(hparams, tokens_1T.astype(np.int32))['logits']

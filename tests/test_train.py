@@ -548,14 +548,14 @@ def test_record_has_every_step(models_dir, unbroken):
 
 
 @pytest.mark.slow
-def test_keep_limits_the_number_of_saves_and_each_is_a_model(sess, models_dir, unbroken):
+def test_keep_limits_the_number_of_saves_and_each_is_a_model(sess, models_dir, unbroken, tmp_path):
     """The last one has the valid loss that was recorded."""
     assert saved_steps(unbroken, 'model') == saved_steps(os.path.join(unbroken, 'training'), 'state') == [35, 40]
     assert not [name for name in os.listdir(unbroken) if name.endswith('.part')]
     hparams = checkpoint.load_hparams('unbroken', models_dir)
     assert checkpoint.model_dir('unbroken', models_dir) == unbroken
-    tokens = corpus.encode_documents(encoder.get_encoder('unbroken', models_dir),
-                                     corpus.read_documents(beside(models_dir, 'valid.txt')))
+    tokens = corpus.load_tokens(encoder.get_encoder('unbroken', models_dir), beside(models_dir, 'valid.txt'),
+                                str(tmp_path))
     tokens = tokens[:len(tokens) // 16 * 16].reshape(-1, 16)
     tokens_BT = tf.placeholder(tf.int32, [None, None])
     losses = model.token_losses(model.model(hparams, tokens_BT)['logits'], tokens_BT)

@@ -193,29 +193,55 @@ def model_variables(graph, scope='model'):
     return variables
 
 
+def shapes_of(variables):
+    """{name: shape} of variables {name: variable}."""
+    return {name: variable.shape.as_list() for name, variable in variables.items()}
+
+
 def restore_variables(sess, variables, prefix):
     """Load variables {name: variable} from the checkpoint files that begin with prefix. Raises as restore does."""
-    with reading(prefix, {name: variable.shape.as_list() for name, variable in variables.items()}) as (found, _):
+    with reading(prefix, shapes_of(variables)) as (found, _):
         saver(sess.graph, variables).restore(sess, found)
+
+
+def arrays(folder, variables):
+    """Yield (name, float32 array) of the weights in a model's folder for variables {name: variable}, sorted by name.
+
+    One weight at a time is in memory. Raises as restore does, and ValueError for weights of another type.
+    """
+    prefix = weights_prefix(folder)
+    with reading(prefix, shapes_of(variables)) as (_, reader):
+        for name in sorted(variables):
+            array = reader.get_tensor(name)
+            if array.dtype != 'float32':
+                raise ValueError('%s in %s.* is %s; only float32 is supported' % (name, prefix, array.dtype))
+            yield name, array
 
 
 @contextlib.contextmanager
 def reading(prefix, shapes):
     """(the prefix by which TensorFlow finds the files, their reader) for a block that reads weights {name: shape}.
 
-    Raises as restore does. Whether the weights are finite is found out beside the block.
+    Raises as restore does. Whether the weights are finite is found out beside the block. Only what the checksums in the
+    files show is called damage.
     """
     from concurrent import futures
     from gpt2.system.tf1 import tf
-    with as_value_error(prefix), as_tensorflow_finds(prefix) as found:
-        reader = tf.train.load_checkpoint(found)
-        stored = reader.get_variable_to_shape_map()
-        check_fit(stored, shapes, prefix + '.*', 'hparams.json')
-        with out_of_memory('the weights in %s.* do not fit; free some, or take a smaller model' % prefix), \
-                futures.ThreadPoolExecutor(1) as second_core:
-            checking = second_core.submit(tensor_bundle.first_not_finite, *data_and_index(prefix), names=shapes)
-            yield found, reader
-            not_finite = checking.result()
+    data, index = data_and_index(prefix)
+    try:
+        with as_tensorflow_finds(prefix) as found:
+            reader = tf.train.load_checkpoint(found)
+            check_fit(reader.get_variable_to_shape_map(), shapes, prefix + '.*', 'hparams.json')
+            with out_of_memory('the weights in %s.* do not fit; free some, or take a smaller model' % prefix), \
+                    futures.ThreadPoolExecutor(1) as second_core:
+                checking = second_core.submit(tensor_bundle.first_not_finite, data, index, shapes)
+                yield found, reader
+                not_finite = checking.result()
+    except (tf.errors.OpError, RuntimeError, IndexError) as error:  # the last two: for a damaged index, in TensorFlow 2
+        with damage_named(prefix):
+            tensor_bundle.check_data(data, index)  # raises PermissionError for an unreadable file
+        os.listdir(os.path.dirname(prefix))  # and this for a folder, which TensorFlow 1.12 lists
+        raise OSError('TensorFlow cannot read the weights in %s.*: %s' % (prefix, str(error).split('\n')[0]))
     if not_finite:
         raise not_finite_error(not_finite, prefix + '.*')
 
@@ -268,22 +294,6 @@ def damage_named(prefix):
     except ValueError as error:
         raise ValueError('the weights in %s.* are truncated or corrupt: %s; fetch them again, or restore a copy'
                          % (prefix, error))
-
-
-@contextlib.contextmanager
-def as_value_error(prefix):
-    """Turn TensorFlow's errors for checkpoint files, whose paths begin with prefix, into ValueError or OSError.
-
-    Only what their checksums show is called damage.
-    """
-    from gpt2.system.tf1 import tf
-    try:
-        yield
-    except (tf.errors.OpError, RuntimeError, IndexError) as error:  # the last two: for a damaged index, in TensorFlow 2
-        with damage_named(prefix):
-            tensor_bundle.check_data(*data_and_index(prefix))  # raises PermissionError for an unreadable file
-        os.listdir(os.path.dirname(prefix))  # and this for a folder, which TensorFlow 1.12 lists
-        raise OSError('TensorFlow cannot read the weights in %s.*: %s' % (prefix, str(error).split('\n')[0]))
 
 
 def save_variables(sess, variables, prefix):

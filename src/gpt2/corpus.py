@@ -49,7 +49,7 @@ def find_files(paths):
     """
     if not isinstance(paths, (list, tuple)):
         paths = [paths] if os.path.exists(str(paths)) else str(paths).split(',')
-    files = []
+    once = collections.OrderedDict()
     for path in map(str, paths):
         if os.path.isdir(path):
             found = _files_in(path)
@@ -59,10 +59,8 @@ def find_files(paths):
             found = [match for match in glob.glob(path, recursive=True) if os.path.isfile(match)]
         if not found:
             raise FileNotFoundError('no file matches %r; give a file, a glob or a folder of .txt or .jsonl' % path)
-        files += sorted(found)
-    once = collections.OrderedDict()
-    for path in files:
-        once.setdefault(os.path.realpath(path), path)
+        for file in sorted(found):
+            once.setdefault(os.path.realpath(file), file)
     return list(once.values())
 
 
@@ -106,28 +104,21 @@ def not_utf8(path, error, end):
         path, end - len(error.object) + error.start, error.object[error.start]))
 
 
-def read_documents(paths):
-    """Iterate over the documents of the files that `paths` names (see `find_files`), one in memory at a time.
+def read_pieces(paths):
+    """Iterate over pieces of the documents in the files that `paths` names (see `find_files`).
 
+    A text may be larger than memory; a line of a .jsonl file may not.
     A .jsonl file has one document per line: a JSON string, or an object with the key "text". Any other file is text:
     <|endoftext|> at the end of a line, where spaces may follow it, separates its documents. If it is alone on its line,
     the newline before it belongs to the separator. Elsewhere it is text, and how often it occurs there is reported.
     A byte order mark is skipped, and in a text file CRLF becomes LF; nothing else is changed.
-    Yields str, never empty.
+    Yields str, never empty, and None at the end of a document, whose ids are the concatenated ids of its pieces.
     Raises FileNotFoundError, and ValueError for a file that is not UTF-8 text (names the format, or the byte) or a line
     that is not such JSON (names file and line).
     """
-    return (''.join(pieces) for pieces in by_document(read_pieces(paths)))
-
-
-def read_pieces(paths):
-    """Like read_documents, but in pieces, so that a text may be larger than memory; a line of a .jsonl file may not.
-
-    Yields str, never empty, and None at the end of a document, whose ids are the concatenated ids of its pieces.
-    """
-    return _without_empty(itertools.chain.from_iterable(
+    return itertools.chain.from_iterable(
         in_pieces(with_ends(text for _, text in read_jsonl(path)) if is_jsonl(path) else _text_parts(path))
-        for path in find_files(paths)))
+        for path in find_files(paths))
 
 
 def by_document(pieces):
@@ -221,7 +212,7 @@ def in_pieces(parts):
 
     Texts are split before a space or newline that follows another character: the encoder cuts there, too, so no token
     crosses the split. A text without such a place remains whole.
-    parts: iterable of str, and None at the end of a document.  Yields the same.
+    parts: iterable of str, and None at the end of a document.  Yields the same, without empty pieces and documents.
     """
     boundary = re.compile(r'(?<=\S)[ \n]')
     held, size, enough = [], 0, CHUNK
@@ -239,29 +230,12 @@ def in_pieces(parts):
             start = cut.start()
         text = text[start:]
         if part is None:
-            yield text
-            yield None
+            if text:
+                yield text
+                yield None
             text = ''
         # Twice the rest, so that a long text without a boundary is not joined and searched again for every line.
         held, size, enough = [text], len(text), CHUNK + 2 * len(text)
-
-
-def _without_empty(pieces):
-    """Drop empty pieces and empty documents."""
-    for document in by_document(piece for piece in pieces if piece != ''):
-        yield from document
-        yield None
-
-
-def encode_documents(encoder, documents, *, processes=None):
-    """Encode documents: the ids that `encoder.encode` returns for each, followed by the end-of-text id.
-
-    documents: iterable of str.  processes: None means one per core; a short text is encoded in this process.
-    Returns uint16 [N].
-    Raises ValueError for a vocabulary of more than 65,536 tokens.
-    """
-    ids = _encode(encoder, in_pieces(with_ends(documents)), processes, None)
-    return np.concatenate([np.zeros(0, np.uint16)] + list(ids))
 
 
 def load_tokens(encoder, paths, cache_folder, *, processes=None):
@@ -269,8 +243,10 @@ def load_tokens(encoder, paths, cache_folder, *, processes=None):
 
     The corpus may be larger than memory. The folder is created if missing, and may be deleted to free disk space. Ids
     are cached by the content of the files and by the vocabulary, not by the names of the files.
-    Returns uint16 [N] as `encode_documents` does, read-only and memory-mapped.
-    Raises as `read_documents` and `encode_documents` do, and ValueError if the files contain no text.
+    processes: None means one per core; a short text is encoded in this process.
+    Returns the ids that `encoder.encode` returns for each document, followed by the end-of-text id: uint16 [N],
+    read-only and memory-mapped.
+    Raises as `read_pieces` does, and ValueError for files without text and a vocabulary of more than 65,536 tokens.
     """
     files = find_files(paths)
     cached = os.path.join(cache_folder, 'tokens-%s.uint16' % _cache_key(encoder, files))
@@ -389,23 +365,14 @@ def _serve(connection, encoder):
 
 
 def training_batches(tokens, *, batch_size, n_ctx, seed, first=0):
-    """Iterate forever over batches, starting at number `first`; batch i depends only on tokens, seed and i.
+    """Yield batches forever, starting at number `first`; batch i depends only on tokens, seed and i.
 
     The corpus is a ring. Each epoch divides it into windows, starting at a random position, and yields every window
     once, in random order. A batch may contain the last windows of one epoch and the first of the next.
-    tokens: integer array [N].  seed: 0 ... 2^32 - 1.  first: the number of batches that a resumed run has already used.
+    tokens: integer array [N], N at least n_ctx.  seed: 0 ... 2^32 - 1.
+    first: the number of batches that a resumed run has already used.
     Yields int32 [batch_size, n_ctx].
-    Raises ValueError for fewer than n_ctx tokens or a seed out of range.
     """
-    if len(tokens) < n_ctx:
-        raise ValueError('the corpus has %d tokens, which is less than the context of %d; give more text, '
-                         'or a smaller context' % (len(tokens), n_ctx))
-    if not 0 <= seed < 2 ** 32:
-        raise ValueError('seed is %s; it must be 0 to 4294967295' % seed)
-    return _training_batches(tokens, batch_size, n_ctx, seed, first)
-
-
-def _training_batches(tokens, batch_size, n_ctx, seed, first):
     n_windows = len(tokens) // n_ctx
     epoch = None
     for batch in itertools.count(first):
@@ -430,10 +397,7 @@ def windows(tokens, *, n_ctx, stride):
     Yields (ids, first_scored): int32 [T], T = n_ctx + 1 except in the last window; the tokens to score are
     ids[first_scored:]. Token p of the text sees at least the min(p, n_ctx + 1 - stride) tokens before it.
     Yields nothing for fewer than two tokens.
-    Raises ValueError for a stride outside 1 ... n_ctx.
     """
-    if not 1 <= stride <= n_ctx:
-        raise ValueError('stride is %d; it must be 1 to %d, the context' % (stride, n_ctx))
     if len(tokens) < 2:
         return iter(())
     overlap = n_ctx + 1 - stride

@@ -15,11 +15,9 @@ SIGNATURE = 'next'
 
 def export(model_name, path, models_dir):
     """Write a model as a new file. Raises ValueError without TensorFlow 2, and as checkpoint.load_in_8_bits does."""
-    weights.check_new(path)
     if lite_schema is None:
         raise ValueError('a file for LiteRT needs TensorFlow 2.x to write it; this is %s' % tf.__version__)
-    folder = checkpoint.model_dir(model_name, models_dir)
-    hparams = checkpoint.load_hparams(model_name, models_dir)
+    folder, hparams = weights.source_of(path, model_name, models_dir)
     with checkpoint.reading(checkpoint.weights_prefix(folder), lite.weight_shapes(hparams)) as (_, reader):
         read_matrix = lite.matrix_reader(reader.get_tensor)
         embedding = dict(zip(('values', 'scale'), read_matrix('model/wte')))

@@ -13,9 +13,7 @@ VERSION = '1'  # the name of the folder: TensorFlow Serving loads the one with t
 
 def export(model_name, folder, models_dir):
     """Write a model as a SavedModel into folder/1. Raises as checkpoint.restore does."""
-    weights.check_new(folder)
-    source = checkpoint.model_dir(model_name, models_dir)
-    hparams = checkpoint.load_hparams(model_name, models_dir)
+    source, hparams = weights.source_of(folder, model_name, models_dir)
     with weights.new_folder(folder) as part, tf.Graph().as_default(), session.session() as sess:
         tf.get_variable_scope().set_use_resource(True)  # TensorFlow 2 loads no others
         tokens, lengths = tf.placeholder(tf.int32, [None, None], 'tokens'), tf.placeholder(tf.int32, [None], 'lengths')
@@ -23,19 +21,13 @@ def export(model_name, folder, models_dir):
         checkpoint.restore(sess, model_name, models_dir)
         builder = tf.saved_model.builder.SavedModelBuilder(os.path.join(part, VERSION))
         builder.add_meta_graph_and_variables(sess, ['serve'], signature_def_map={
-            name: signature(*ends) for name, ends in signatures.items()}, strip_default_attrs=True)
+            name: tf.saved_model.signature_def_utils.predict_signature_def(*ends)
+            for name, ends in signatures.items()}, strip_default_attrs=True)
         builder.save()
         assets = os.path.join(part, VERSION, 'assets')
         os.makedirs(assets)
         for name in checkpoint.VOCABULARY_FILES:
             shutil.copyfile(os.path.join(source, name), os.path.join(assets, name))
-
-
-def signature(inputs, outputs):
-    """A signature from two dicts {name: tensor}."""
-    infos = [{name: tf.saved_model.utils.build_tensor_info(tensor) for name, tensor in ends.items()}
-             for ends in (inputs, outputs)]
-    return tf.saved_model.signature_def_utils.build_signature_def(infos[0], infos[1], 'tensorflow/serving/predict')
 
 
 def sampling(hparams, tokens, lengths):

@@ -25,10 +25,10 @@ ACCEPTED = {
     'scale_attn_weights': [True, None],
     'scale_attn_by_inverse_layer_idx': [False, None],
     'reorder_and_upcast_attn': [False, None],
+    'architectures': [['GPT2LMHeadModel'], ['GPT2Model'], None],
     'add_cross_attention': [False, None],
     'auto_map': [None],  # a program that comes with the model
     'quantization_config': [None]}
-ARCHITECTURES = ['GPT2LMHeadModel'], ['GPT2Model'], None
 ROWS_AT_A_TIME = 2 ** 13
 NOT_LOADED = re.compile(r'h\.\d+\.attn\.(masked_)?bias\Z')  # the causal mask, which older versions have stored
 
@@ -40,8 +40,9 @@ def their_name(name):
     return name.replace('/', '.') + ('' if '/' in name else '.weight')
 
 
-def their_shape(shape):
-    """Our matrices have a leading 1."""
+def their_shape(variable):
+    """The shape of a weight in transformers. Our matrices have a leading 1."""
+    shape = variable.shape.as_list()
     return shape[1:] if len(shape) == 3 else shape
 
 
@@ -51,36 +52,32 @@ def export(model_name, folder, dtype, models_dir):
     """Write a model as a folder that AutoModelForCausalLM and AutoTokenizer take. Raises an error as model_dir does."""
     if dtype not in DTYPES:
         raise ValueError('--dtype is %s; it must be one of %s' % (dtype, ', '.join(DTYPES)))
-    weights.check_new(folder)
-    source = checkpoint.model_dir(model_name, models_dir)
+    source, hparams = weights.source_of(folder, model_name, models_dir)
     text_encoder = encoder.get_encoder(model_name, models_dir)
-    hparams = checkpoint.load_hparams(model_name, models_dir)
     variables = weights.network(hparams)
     with weights.new_folder(folder) as part:
-        load = weights.stored_weights(source, variables)
-        write_safetensors(os.path.join(part, WEIGHTS), variables, load, dtype)
+        write_safetensors(os.path.join(part, WEIGHTS), variables, checkpoint.arrays(source, variables), dtype)
         end = dict.fromkeys(('bos_token_id', 'eos_token_id'), text_encoder.end_of_text)
         config = {theirs: getattr(hparams, ours) for ours, theirs in SIZES}
         config.update({name: values[0] for name, values in ACCEPTED.items() if values[0] is not None},
-                      architectures=ARCHITECTURES[0], n_ctx=hparams.n_ctx, torch_dtype=dtype, tie_word_embeddings=True,
-                      **end)
+                      n_ctx=hparams.n_ctx, torch_dtype=dtype, tie_word_embeddings=True, **end)
         files.write_json(os.path.join(part, 'config.json'), config)
         files.write_json(os.path.join(part, 'generation_config.json'), end)
         vocabulary.write_tokenizer(text_encoder, part, hparams.n_ctx)
 
 
-def write_safetensors(path, variables, load, dtype):
+def write_safetensors(path, variables, arrays, dtype):
     """Write weights: the number of bytes of a header, this header in JSON, and the tensors that it describes."""
     header, end = OrderedDict([('__metadata__', {'format': 'pt'})]), 0
-    for name, shape in sorted(weights.shapes_of(variables).items()):
-        start, end = end, end + int(np.prod(shape, dtype=np.int64)) * (4 if dtype == 'float32' else 2)
+    for name, variable in sorted(variables.items()):
+        start, end = end, end + variable.shape.num_elements() * (4 if dtype == 'float32' else 2)
         header['transformer.' + their_name(name)] = OrderedDict([
-            ('dtype', DTYPES[dtype]), ('shape', their_shape(shape)), ('data_offsets', [start, end])])
+            ('dtype', DTYPES[dtype]), ('shape', their_shape(variable)), ('data_offsets', [start, end])])
     content = json.dumps(header).encode('utf-8')
     content += b' ' * (-len(content) % 8)  # tensors are then aligned, which saves readers a copy
     with open(path, 'wb') as file:
         file.write(len(content).to_bytes(8, 'little') + content)
-        for name, array in weights.with_progress(variables, load):
+        for name, array in weights.with_progress(variables, arrays):
             file.write(memoryview(as_dtype(array, dtype, name).reshape(-1).view(np.uint8)))
 
 
@@ -88,10 +85,10 @@ def as_dtype(array, dtype, name):
     """A float32 array in another dtype, rounded to the nearest. Raises ValueError, with the name, for an overflow."""
     from gpt2.system.tf1 import tf
     with np.errstate(over='ignore'):
-        array = np.asarray(array, getattr(tf, dtype).as_numpy_dtype)
-    if dtype == 'float16' and not np.isfinite(array).all():
+        rounded = np.asarray(array, getattr(tf, dtype).as_numpy_dtype)
+    if dtype == 'float16' and (np.isinf(rounded) & np.isfinite(array)).any():
         raise ValueError('%s has numbers beyond 65504, the largest in float16; use --dtype bfloat16' % name)
-    return array
+    return rounded
 
 
 # From transformers
@@ -111,18 +108,17 @@ def bring_in(folder, name, end_of_text, models_dir):
     tensors = Tensors(folder)
     tensors.check_sizes(hparams)
     variables = weights.network(hparams)
-    load = tensors.loader(variables, is_tied=config.get('tie_word_embeddings') is not False)
+    tensors.check_fit(variables, is_tied=config.get('tie_word_embeddings') is not False)
     symbols, merges, added = vocabulary.read_tokenizer(folder, hparams.n_vocab, config.get('eos_token_id'), end_of_text)
     with weights.new_folder(target) as part:
         encoder.write_vocabulary(merges, part, symbols, added)
         files.write_json(os.path.join(part, 'hparams.json'), hparams.values())
-        weights.write_checkpoint(part, variables, load)
+        weights.write_checkpoint(part, variables, tensors.arrays(variables))
 
 
 def hparams_of(config, path):
     """The HParams of a config.json. Raises ValueError, naming the value, for a model that ours cannot compute."""
     check_values(config, ACCEPTED, path)
-    check_values(config, {'architectures': ARCHITECTURES}, path)
     hparams = checkpoint.hparams_from(
         {ours: config.get(theirs, config.get(ours)) for ours, theirs in SIZES}, path)
     check_values(config, {'n_inner': [None, 4 * hparams.n_embd]}, path)
@@ -137,7 +133,7 @@ class Tensors(object):
 
     def __init__(self, folder):
         self.folder = folder
-        self.places = {}  # {name without `transformer.` in front: (path, name in this file)}
+        self.places = {}  # {name without `transformer.` in front: (name in its file, path of this file)}
         self.shapes = {}  # {the same: shape}
         for path in [os.path.join(folder, file) for file in self.files()]:
             for theirs, (dtype, shape) in header_of(path).items():
@@ -149,7 +145,7 @@ class Tensors(object):
                 if dtype not in DTYPES.values():
                     raise ValueError('%s in %s has the type %s; supported are %s' % (
                         theirs, path, dtype, ', '.join(DTYPES.values())))
-                self.places[name], self.shapes[name] = (path, theirs), shape
+                self.places[name], self.shapes[name] = (theirs, path), shape
 
     def files(self):
         """The names of the files that the tensors are in."""
@@ -180,46 +176,45 @@ class Tensors(object):
                 raise ValueError('the weights in %s do not fit config.json: %s %s instead of %s; take both from the '
                                  'same model' % (self.folder, name, found, said))
 
-    def loader(self, variables, is_tied):
-        """A function that returns the float32 array of a weight by its name in variables.
+    def check_fit(self, variables, is_tied):
+        """Raises ValueError if the tensors do not fit our variables {name: variable}.
 
         is_tied: whether the token embedding is also the output matrix, as in our model.
-        Raises ValueError if the tensors do not fit the variables, as the function does for numbers that are not finite.
         """
         ours = {their_name(name): name for name in variables}
         found = {ours.get(name, 'model/' + name): shape for name, shape in self.shapes.items()}
-        shapes = {name: their_shape(shape) for name, shape in weights.shapes_of(variables).items()}
         head = found.pop('model/lm_head.weight', None)
-        checkpoint.check_fit(found, shapes, self.folder, 'config.json')
-        if head is None and not is_tied or head is not None and not self.are_equal('lm_head.weight', 'wte.weight'):
+        checkpoint.check_fit(found, {name: their_shape(variable) for name, variable in variables.items()}, self.folder,
+                             'config.json')
+        if not (is_tied if head is None else self.are_equal('lm_head.weight', 'wte.weight')):
             raise ValueError('the model in %s has an output matrix of its own (lm_head), which differs from its token '
                              'embedding; supported is only tie_word_embeddings' % self.folder)
 
-        def load(name):
-            path, theirs = self.places[their_name(name)]
-            array = np.empty(self.shapes[their_name(name)], np.float32)
-            for part in row_slices(len(array)):
-                with opened(path) as file:
-                    array[part] = file.get_slice(theirs)[part]
-                if not np.isfinite(array[part]).all():
-                    raise checkpoint.not_finite_error(theirs, path)
-            return array.reshape(variables[name].shape.as_list())
-
-        return load
-
-    def are_equal(self, *names):
+    def are_equal(self, name, other):
         """Whether two tensors are equal."""
-        if self.shapes[names[0]] != self.shapes[names[1]]:
-            return False
-        with contextlib.ExitStack() as stack:
-            one, other = [stack.enter_context(opened(path)).get_slice(theirs)
-                          for path, theirs in map(self.places.get, names)]
-            return all((one[part] == other[part]).all() for part in row_slices(self.shapes[names[0]][0]))
+        return self.shapes[name] == self.shapes[other] and all(
+            (rows == other_rows).all() for (_, rows), (_, other_rows) in zip(self.rows(name), self.rows(other)))
 
+    def arrays(self, variables):
+        """Yield (name, float32 array) of our variables, sorted by name. Raises ValueError for NaN and infinity."""
+        for name in sorted(variables):
+            theirs = their_name(name)
+            array = np.empty(self.shapes[theirs], np.float32)
+            for place, rows in self.rows(theirs):
+                array[place] = rows
+                if not np.isfinite(array[place]).all():
+                    raise checkpoint.not_finite_error(*self.places[theirs])
+            yield name, array.reshape(variables[name].shape.as_list())
 
-def row_slices(n_rows):
-    """Slices of a tensor's rows that are read at a time."""
-    return [slice(start, min(start + ROWS_AT_A_TIME, n_rows)) for start in range(0, n_rows, ROWS_AT_A_TIME)]
+    def rows(self, name):
+        """Yield (slice, array) of the rows of a tensor, as many as are read at a time."""
+        theirs, path = self.places[name]
+        n_rows = self.shapes[name][0]
+        for start in range(0, n_rows, ROWS_AT_A_TIME):
+            place = slice(start, min(start + ROWS_AT_A_TIME, n_rows))
+            with opened(path) as file:
+                rows = file.get_slice(theirs)[place]
+            yield place, rows
 
 
 @contextlib.contextmanager

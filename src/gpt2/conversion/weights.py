@@ -4,8 +4,6 @@ import os
 import re
 import shutil
 
-import numpy as np
-
 from gpt2 import checkpoint
 from gpt2.system import files, process, tensor_bundle
 from gpt2.system.progress import Progress
@@ -51,6 +49,15 @@ def new_folder(path):
             shutil.rmtree(part, ignore_errors=True)
 
 
+def source_of(target, model_name, models_dir):
+    """The (folder, HParams) of the model from which a new file or folder is made. Raises as check_new and model_dir do.
+
+    target: the path of what is new.
+    """
+    check_new(target)
+    return checkpoint.model_dir(model_name, models_dir), checkpoint.load_hparams(model_name, models_dir)
+
+
 def network(hparams):
     """{name: variable} of the model in a graph of its own. Their shapes are those of the weights."""
     from model import model
@@ -60,63 +67,32 @@ def network(hparams):
         return checkpoint.model_variables(graph)
 
 
-def shapes_of(variables):
-    """{name: shape} of variables {name: variable}."""
-    return {name: variable.shape.as_list() for name, variable in variables.items()}
+def write_checkpoint(folder, variables, arrays):
+    """Write a model folder's weights as released: `checkpoint` and model.ckpt.*.
 
-
-def stored_weights(folder, variables):
-    """A function that returns the float32 array of a weight of a model's folder by its name in variables.
-
-    Every weight is checked here: raises ValueError for damaged files, and for weights that do not fit the variables.
+    arrays: iterable of (name, float32 array), sorted by name, as checkpoint.arrays yields them.
     """
-    prefix = checkpoint.weights_prefix(folder)
-    data, index = checkpoint.data_and_index(prefix)
-    with checkpoint.damage_named(prefix):
-        tensors = {tensor.name: tensor for tensor in tensor_bundle.read_index(index)}
-        checkpoint.check_fit({name: tensor.shape for name, tensor in tensors.items()}, shapes_of(variables),
-                             prefix + '.*', 'hparams.json')
-        for name in variables:
-            if tensors[name].dtype != tensor_bundle.FLOAT32:
-                raise ValueError('%s is not float32' % name)
-        tensor_bundle.check_data(data, index)
-    not_finite = tensor_bundle.first_not_finite(data, index, variables)
-    if not_finite:
-        raise checkpoint.not_finite_error(not_finite, prefix + '.*')
-
-    def load(name):
-        return np.memmap(data, '<f4', 'r', tensors[name].offset, tuple(tensors[name].shape))
-
-    return load
-
-
-def write_checkpoint(folder, variables, load):
-    """Write a model folder's weights as released: `checkpoint` and model.ckpt.*. load: as stored_weights returns it."""
     prefix = os.path.join(folder, 'model.ckpt')
-    data, index = checkpoint.data_and_index(prefix)
-    tensor_bundle.write(data, index, with_progress(variables, load))
+    tensor_bundle.write(*checkpoint.data_and_index(prefix), arrays=with_progress(variables, arrays))
     graph = next(iter(variables.values())).graph
     with graph.as_default():
         checkpoint.saver(graph, variables).export_meta_graph(prefix + checkpoint.WEIGHTS_SUFFIXES[2])
     checkpoint.name_weights(folder, 'model.ckpt')
 
 
-def with_progress(variables, load):
-    """Yield (name, array) of all weights, in the order of their names, and show how much is done."""
-    n_bytes = {name: 4 * int(np.prod(shape, dtype=np.int64)) for name, shape in shapes_of(variables).items()}
-    with Progress(sum(n_bytes.values()), unit='B', unit_scale=True, label='weights', leave=False) as progress:
-        for name in sorted(variables):
-            yield name, load(name)
-            progress.advance(n_bytes[name])
+def with_progress(variables, arrays):
+    """Yield (name, array) of all weights, and show how much is done."""
+    n_bytes = sum(4 * variable.shape.num_elements() for variable in variables.values())
+    with Progress(n_bytes, unit='B', unit_scale=True, label='weights', leave=False) as progress:
+        for name, array in arrays:
+            yield name, array
+            progress.advance(array.nbytes)
 
 
 def copy(model_name, models_dir, target):
     """Write a model into the new folder target, as the seven files of a release. Raises as the functions above do."""
-    check_new(target)
-    source = checkpoint.model_dir(model_name, models_dir)
-    hparams = checkpoint.load_hparams(model_name, models_dir)
+    source, hparams = source_of(target, model_name, models_dir)
     variables = network(hparams)
     with new_folder(target) as part:
-        load = stored_weights(source, variables)
         checkpoint.describe(part, hparams, source)
-        write_checkpoint(part, variables, load)
+        write_checkpoint(part, variables, checkpoint.arrays(source, variables))

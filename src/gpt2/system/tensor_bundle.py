@@ -244,17 +244,14 @@ def after_zeros(register, power):
 
 @functools.lru_cache(maxsize=None)
 def zeros_tables(power):
-    """Returns after_zeros of every low and of every high half of a register, two arrays uint32 [65536]."""
+    """Returns after_zeros of every low and of every high half of a register, uint32 [2, 65536]."""
     bits = np.uint32(1) << np.arange(32, dtype=np.uint32)
     if power == 0:
         for _ in range(8):
             bits = bits >> 1 ^ bits % 2 * np.uint32(CASTAGNOLI)
     else:
         bits = after_zeros(after_zeros(bits, power - 1), power - 1)
-    tables = []
-    for half in np.split(bits, 2):
-        table = np.zeros(1, np.uint32)
-        for bit in half:
-            table = np.concatenate([table, table ^ bit])
-        tables.append(table)
+    tables = np.zeros([2, 1], np.uint32)
+    for bit in bits.reshape(2, 16, 1).swapaxes(0, 1):  # of both halves, [2, 1]
+        tables = np.concatenate([tables, tables ^ bit], axis=1)
     return tables
