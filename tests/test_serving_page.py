@@ -548,6 +548,64 @@ def test_screen_readers_get_names_and_no_single_tokens(page):
         """) == [1, 'en', None]
 
 
+def test_screen_readers_hear_the_new_text_once(page, server):
+    """When it is complete, with the message; and no message is written again while somebody types."""
+    ids, new = generate(page, length=7)
+    both = text_of(new + continuation(ids + new, 7))
+    for text in text_of(new), both[len(text_of(new)):]:
+        assert get(page, '#status').endswith('per second.' + text)
+        assert page.run("return document.querySelector('#status span').getBoundingClientRect().width") <= 1
+        click(page, '#continue')
+        is_idle(page)
+    page.run("""window.changes = [];
+        new MutationObserver(found => changes.push(...found)).observe(document.querySelector('#status'),
+            {childList: true, subtree: true, characterData: true});""")
+    put(page, '#prompt', 'The Queen')
+    click(page, '#coloured')
+    assert page.run('return changes.length') == 0
+
+
+def test_every_token_has_a_name(page, server):
+    """Also those that are white space, or the end of the text."""
+    server.ends_at = 50
+    generate(page, length=60)
+    page.call('Accessibility.enable')
+    page.run('document.querySelector("#text i").focus()')
+    n_elements, names = page.run('return document.querySelectorAll("#text i").length'), []
+    for _ in range(n_elements):
+        nodes = page.call('Accessibility.getFullAXTree')['nodes']
+        names += [node['name']['value'].strip() for node in nodes
+                  if {'name': 'focused', 'value': {'type': 'booleanOrUndefined', 'value': True}}
+                  in node.get('properties', ()) and node['role']['value'] == 'button']
+        page.press('ArrowRight')
+    assert len(names) >= n_elements and all(names), names
+
+
+def focused(page):
+    return page.run("""const {id, localName, first} = document.activeElement;
+        return id || (localName === 'i' ? first : localName)""")
+
+
+def test_focus_is_never_lost(page, server):
+    """By Ctrl+Enter in the text, a choice that the server refuses, and the last Undo, whose button disappears."""
+    generate(page, length=9)
+    page.run('document.querySelector("#text i").focus()')
+    page.press('ArrowRight')
+    page.press('Enter', modifiers=CONTROL)
+    is_idle(page)
+    assert focused(page) == 1 and card(page) is None
+    server.refusals = [(503, 'too many requests are waiting')]
+    page.press('Enter')
+    page.press('Enter')
+    is_idle(page)
+    assert 'too many' in get(page, '#error') and focused(page) == 1
+    page.run('document.querySelector("#undo").focus()')
+    page.press('Enter')
+    assert focused(page) == 'undo'
+    page.press('Enter')
+    assert get(page, '#undo', 'hidden') and focused(page) == 'prompt'
+
+
 @pytest.mark.parametrize('width, height', [(360, 640), (1400, 900)])
 def test_nothing_is_wider_than_the_screen(page, server, width, height):
     """Long words break, also in the card and in a model's name; the card is in view wherever the token is."""
