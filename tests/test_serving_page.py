@@ -10,7 +10,7 @@ import pytest
 from gpt2.evaluation import page as evaluation_page
 from helpers import completions
 from helpers.browser import CONTROL, SHIFT, Browser
-from helpers.completions import CONTEXT, TOKENS, continuation, encode, name, predict
+from helpers.completions import CONTEXT, EMOJI, TOKENS, continuation, encode, name, predict
 from helpers.processes import SECONDS
 from test_page import luminance, shown_percent
 
@@ -307,6 +307,30 @@ def test_tokens_of_one_character_share_an_element(page):
     assert card(page)[0] == visible(new[3])
 
 
+def test_choose_the_beginning_of_a_character_as_the_first_token(page, server):
+    """There is no element for it until the rest of the character has come; the cards open as before then."""
+    def is_other(ids):
+        return EMOJI[0] in [token for token, _ in predict(ids)[1:10]] and continuation(ids, 1)[0] not in EMOJI
+
+    prompt = next('x' * n for n in range(1, 200) if is_other(encode('x' * n)))
+    ids, _ = generate(page, prompt, length=4)
+    click(page, '#text i')
+    click(page, '#others button', [token for token, _ in predict(ids)].index(EMOJI[0]))
+    is_idle(page)
+    start = ids + [EMOJI[0]]
+    assert not page.complaints()
+    assert server.requests[1]['prompt'] == start and focused(page) == 'generate'
+    assert get(page, '#text').startswith(prompt + '🐸')
+    page.run('document.querySelector("#text i").focus()')
+    assert card(page) == expected_card(ids, EMOJI[0])
+
+
+def focused(page):
+    """The id of the element that has the focus, the number of its token, or its kind."""
+    return page.run("""const {id, localName, first} = document.activeElement;
+        return id || (localName === 'i' ? first : localName)""")
+
+
 def test_undo_goes_back_step_by_step(page, server):
     """Through choices, continuations and new prompts, to the first text."""
     texts = []
@@ -581,11 +605,6 @@ def test_every_token_has_a_name(page, server):
     assert len(names) >= n_elements and all(names), names
 
 
-def focused(page):
-    return page.run("""const {id, localName, first} = document.activeElement;
-        return id || (localName === 'i' ? first : localName)""")
-
-
 def test_focus_is_never_lost(page, server):
     """By Ctrl+Enter in the text, a choice that the server refuses, and the last Undo, whose button disappears."""
     generate(page, length=9)
@@ -680,7 +699,7 @@ def test_colours_are_those_of_the_page_of_a_text(page, server, scheme):
     legend = page.run(STYLES, ['#legend i:not(.b, .c, .d)', '#legend i.b', '#legend i.c', '#legend i.d'])
     elements = page.run('return [...document.querySelectorAll("#text i")].map(one => [one.first, one.className])')
     for n, classes in elements:
-        if new[n] not in completions.EMOJI:
+        if new[n] not in EMOJI:
             p = dict(predict(ids + new[:n]))[new[n]]
             wanted = 'b' * (0.01 <= p < 0.1) + 'c' * (0.001 <= p < 0.01) + 'd' * (p < 0.001)
             assert set(classes.split()) & set('bcd') == set(wanted)
