@@ -23,8 +23,8 @@ import encoder
 from gpt2 import checkpoint
 from gpt2.sampler import load, random_draws
 from gpt2.serving import web
-from gpt2.serving.completions import Request
-from gpt2.serving.engine import Engine, Full, Turns
+from gpt2.serving.completions import Refusal, Request
+from gpt2.serving.engine import Engine, Turns
 from gpt2.system.tf1 import tf
 from helpers import peers, reference
 from helpers.paths import MODELS, SRC
@@ -305,7 +305,7 @@ def client():
 
 
 def refuse(rows):
-    raise Full
+    raise Refusal('full', status=503)
 
 
 def client_of(host='127.0.0.1', api_key=None):
@@ -344,6 +344,15 @@ def test_request_out_of_range_is_refused_by_name(client, body, name):
     status, answer, _ = client(json.dumps(body))
     assert status == 400 and answer['error']['param'] == name and name in answer['error']['message']
     assert answer['error']['type'] == 'invalid_request_error'
+
+
+@pytest.mark.parametrize('body', [
+    {'best_of': 1}, {'best_of': 2, 'n': 2}, {'suffix': '', 'logit_bias': {}, 'presence_penalty': 0},
+    {'temperature': None, 'n': None, 'best_of': None, 'stop': None, 'stream': None, 'max_tokens': None}],
+    ids=lambda body: ' '.join(sorted(body)))
+def test_request_with_values_that_change_nothing_is_taken(client, body):
+    """The queue refuses it then."""
+    assert client(json.dumps(body))[0] == 503
 
 
 @pytest.mark.parametrize('body, status', [
@@ -536,8 +545,9 @@ def test_engine_refuses_rows_over_its_limit_and_forgets_those_withdrawn():
     engine.submit(first)
     wait_until(lambda: engine.started == [first])
     engine.submit(waiting)
-    with pytest.raises(Full):
+    with pytest.raises(Refusal, match='too many') as refused:
         engine.submit([Quiet(), Quiet()])
+    assert refused.value.status == 503
     engine.withdraw(waiting)
     last = [Quiet(), Quiet(), Quiet()]
     engine.submit(last)
@@ -564,7 +574,7 @@ def test_engine_that_stops_tells_all_rows():
     wait_until(lambda: engine.started)
     engine.stop(0.01, 'stopping')
     assert [row.failed for row in rows] == ['stopping'] * 2
-    with pytest.raises(Full):
+    with pytest.raises(Refusal):
         engine.submit([Quiet()])
     engine.go.set()
 
@@ -573,20 +583,21 @@ def test_turns_are_taken_in_the_order_of_asking():
     turns, order, threads = Turns(), [], []
 
     def take(number):
-        turns.take()
+        turns.take(number)
         order.append(number)
-        turns.give()
+        turns.give(number)
 
-    turns.take()
+    turns.take(-1)
     for number in range(5):
         threads.append(threading.Thread(target=take, args=[number]))
         threads[-1].start()
-        wait_until(lambda: len(turns.waiting) == len(threads))
-    turns.give()
+        wait_until(lambda: len(turns.asked) == 1 + len(threads))
+    turns.give(99)  # which has not asked
+    turns.give(-1)
     for one in threads:
         one.join(SECONDS)
     assert order == list(range(5))
-    turns.take()
+    turns.take(0)
 
 
 class Listed(Quiet):
@@ -654,7 +665,7 @@ def test_engine_ends_a_batch_whose_clients_are_gone(engine, monkeypatch):
     """The batch takes no turn after the token at which its last client went away."""
     wait_until(lambda: not engine.running)
     taken, take = [], engine.turns.take
-    monkeypatch.setattr(engine.turns, 'take', lambda: taken.append(take()))
+    monkeypatch.setattr(engine.turns, 'take', lambda number: taken.append(take(number)))
     row = Listed(28, after=lambda row: len(row.tokens) == 3 and engine.withdraw([row]))
     engine.submit([row])
     wait_until(lambda: not engine.running and not engine.waiting)

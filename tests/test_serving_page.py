@@ -10,7 +10,7 @@ import pytest
 from gpt2.evaluation import page as evaluation_page
 from helpers import completions
 from helpers.browser import CONTROL, SHIFT, Browser
-from helpers.completions import CONTEXT, TOKENS, continuation, encode, name, predict
+from helpers.completions import CONTEXT, EMOJI, TOKENS, continuation, encode, name, predict
 from helpers.processes import SECONDS
 from test_page import luminance, shown_percent
 
@@ -307,6 +307,30 @@ def test_tokens_of_one_character_share_an_element(page):
     assert card(page)[0] == visible(new[3])
 
 
+def test_choose_the_beginning_of_a_character_as_the_first_token(page, server):
+    """There is no element for it until the rest of the character has come; the cards open as before then."""
+    def is_other(ids):
+        return EMOJI[0] in [token for token, _ in predict(ids)[1:10]] and continuation(ids, 1)[0] not in EMOJI
+
+    prompt = next('x' * n for n in range(1, 200) if is_other(encode('x' * n)))
+    ids, _ = generate(page, prompt, length=4)
+    click(page, '#text i')
+    click(page, '#others button', [token for token, _ in predict(ids)].index(EMOJI[0]))
+    is_idle(page)
+    start = ids + [EMOJI[0]]
+    assert not page.complaints()
+    assert server.requests[1]['prompt'] == start and focused(page) == 'generate'
+    assert get(page, '#text').startswith(prompt + '🐸')
+    page.run('document.querySelector("#text i").focus()')
+    assert card(page) == expected_card(ids, EMOJI[0])
+
+
+def focused(page):
+    """The id of the element that has the focus, the number of its token, or its kind."""
+    return page.run("""const {id, localName, first} = document.activeElement;
+        return id || (localName === 'i' ? first : localName)""")
+
+
 def test_undo_goes_back_step_by_step(page, server):
     """Through choices, continuations and new prompts, to the first text."""
     texts = []
@@ -548,6 +572,59 @@ def test_screen_readers_get_names_and_no_single_tokens(page):
         """) == [1, 'en', None]
 
 
+def test_screen_readers_hear_the_new_text_once(page, server):
+    """When it is complete, with the message; and no message is written again while somebody types."""
+    ids, new = generate(page, length=7)
+    both = text_of(new + continuation(ids + new, 7))
+    for text in text_of(new), both[len(text_of(new)):]:
+        assert get(page, '#status').endswith('per second.' + text)
+        assert page.run("return document.querySelector('#status span').getBoundingClientRect().width") <= 1
+        click(page, '#continue')
+        is_idle(page)
+    page.run("""window.changes = [];
+        new MutationObserver(found => changes.push(...found)).observe(document.querySelector('#status'),
+            {childList: true, subtree: true, characterData: true});""")
+    put(page, '#prompt', 'The Queen')
+    click(page, '#coloured')
+    assert page.run('return changes.length') == 0
+
+
+def test_every_token_has_a_name(page, server):
+    """Also those that are white space, or the end of the text."""
+    server.ends_at = 50
+    generate(page, length=60)
+    page.call('Accessibility.enable')
+    page.run('document.querySelector("#text i").focus()')
+    n_elements, names = page.run('return document.querySelectorAll("#text i").length'), []
+    for _ in range(n_elements):
+        nodes = page.call('Accessibility.getFullAXTree')['nodes']
+        names += [node['name']['value'].strip() for node in nodes
+                  if {'name': 'focused', 'value': {'type': 'booleanOrUndefined', 'value': True}}
+                  in node.get('properties', ()) and node['role']['value'] == 'button']
+        page.press('ArrowRight')
+    assert len(names) >= n_elements and all(names), names
+
+
+def test_focus_is_never_lost(page, server):
+    """By Ctrl+Enter in the text, a choice that the server refuses, and the last Undo, whose button disappears."""
+    generate(page, length=9)
+    page.run('document.querySelector("#text i").focus()')
+    page.press('ArrowRight')
+    page.press('Enter', modifiers=CONTROL)
+    is_idle(page)
+    assert focused(page) == 1 and card(page) is None
+    server.refusals = [(503, 'too many requests are waiting')]
+    page.press('Enter')
+    page.press('Enter')
+    is_idle(page)
+    assert 'too many' in get(page, '#error') and focused(page) == 1
+    page.run('document.querySelector("#undo").focus()')
+    page.press('Enter')
+    assert focused(page) == 'undo'
+    page.press('Enter')
+    assert get(page, '#undo', 'hidden') and focused(page) == 'prompt'
+
+
 @pytest.mark.parametrize('width, height', [(360, 640), (1400, 900)])
 def test_nothing_is_wider_than_the_screen(page, server, width, height):
     """Long words break, also in the card and in a model's name; the card is in view wherever the token is."""
@@ -622,7 +699,7 @@ def test_colours_are_those_of_the_page_of_a_text(page, server, scheme):
     legend = page.run(STYLES, ['#legend i:not(.b, .c, .d)', '#legend i.b', '#legend i.c', '#legend i.d'])
     elements = page.run('return [...document.querySelectorAll("#text i")].map(one => [one.first, one.className])')
     for n, classes in elements:
-        if new[n] not in completions.EMOJI:
+        if new[n] not in EMOJI:
             p = dict(predict(ids + new[:n]))[new[n]]
             wanted = 'b' * (0.01 <= p < 0.1) + 'c' * (0.001 <= p < 0.01) + 'd' * (p < 0.001)
             assert set(classes.split()) & set('bcd') == set(wanted)

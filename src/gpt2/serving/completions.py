@@ -6,6 +6,7 @@ vLLM has, too), and with it prompt_token_ids, token_ids and top_token_ids in the
 import codecs
 from collections import OrderedDict, namedtuple
 import queue
+import time
 
 from gpt2.sampler import random_draws
 
@@ -23,7 +24,6 @@ NAMES = {'model', 'prompt', 'max_tokens', 'temperature', 'top_p', 'top_k', 'n', 
 Token = namedtuple('Token', 'id logprob top offset')
 # A part of a choice. finish_reason is None in all but the last one.
 Piece = namedtuple('Piece', 'text tokens finish_reason')
-Failure = namedtuple('Failure', 'message')  # what may come instead
 
 
 class Refusal(ValueError):
@@ -35,14 +35,14 @@ class Refusal(ValueError):
 
     def json(self):
         kind = 'server_error' if self.status >= 500 else 'invalid_request_error'
-        return {'error': OrderedDict(message=self.message, type=kind, param=self.param, code=None)}
+        return {'error': dict(message=self.message, type=kind, param=self.param, code=None)}
 
 
 class Request(object):
     """A request for completions.
 
     values: the JSON object.  text_encoder, hparams, model_name: the model's.  max_choices: in one request.
-    choices: its Choices.  events: a queue of (Choice, Piece or Failure).  prompts: lists of token ids.
+    choices: its Choices.  events: a queue of (Choice, Piece or Refusal).  prompts: lists of token ids.
     Raises Refusal for what the API does not allow.
     """
 
@@ -50,12 +50,10 @@ class Request(object):
         check_names(values, model_name)
         self.encoder, self.events = text_encoder, queue.Queue()
         self.stream, self.echo, self.with_ids = [
-            option(values, name, bool, False) for name in ('stream', 'echo', 'return_token_ids')]
-        self.with_usage = option(option(values, 'stream_options', dict, {}), 'include_usage', bool, False)
+            flag(values, name) for name in ('stream', 'echo', 'return_token_ids')]
+        self.with_usage = flag(option(values, 'stream_options', 'an object', (dict,), {}), 'include_usage')
         self.n_top = whole_number(values, 'logprobs', 0, MAX_LOGPROBS)
         n, seed = whole_number(values, 'n', 1, max_choices, 1), whole_number(values, 'seed', 0, 2 ** 32 - 1)
-        if values.get('best_of') not in (None, 1, n):
-            raise Refusal('best_of is not supported; leave it out', 'best_of')
         sampling = dict(temperature=number(values, 'temperature', 0, 1e6), top_p=number(values, 'top_p', 0, 1),
                         top_k=min(whole_number(values, 'top_k', 0, 2 ** 63, 0), hparams.n_vocab))
         if not sampling['top_p']:
@@ -74,42 +72,38 @@ class Request(object):
             if room < length or room < 0:
                 raise Refusal('the prompt has %d tokens and max_tokens is %d; together they must be at most %d' % (
                     len(prompt), max(0, length), hparams.n_ctx + 1), 'max_tokens')
-            for j in range(n):
-                draws = random_draws(seed, [j], length)[0]
+            for draws in random_draws(seed, range(n), length):
                 self.choices.append(Choice(self, len(self.choices), prompt, length, draws, stops, sampling))
 
-    def pieces(self, is_gone, deadline_passed):
+    def pieces(self, is_gone=lambda: False, deadline=float('inf')):
         """Yield each (Choice, Piece), until all choices have ended. Raises Refusal if they do not.
 
-        is_gone, deadline_passed: functions that return whether the client is gone, and the time is up.
+        is_gone: a function that returns whether the client is gone.  deadline: as time.time() has it.
         """
         n_open = len(self.choices)
         while n_open:
             if is_gone():
                 raise Refusal('the client is gone', status=499)
-            if deadline_passed():
+            if time.time() > deadline:
                 raise Refusal('it took too long; ask for fewer tokens', status=503)
             try:
                 choice, piece = self.events.get(timeout=0.2)
             except queue.Empty:
                 continue
-            if isinstance(piece, Failure):
-                raise Refusal(piece.message, status=503)
+            if isinstance(piece, Refusal):
+                raise piece
             n_open -= piece.finish_reason is not None
             yield choice, piece
 
     def usage(self):
         """The numbers of tokens so far, as the API has them."""
         n_prompt, n_new = sum(map(len, self.prompts)), sum(choice.n_tokens for choice in self.choices)
-        return OrderedDict([('prompt_tokens', n_prompt), ('completion_tokens', n_new),
-                            ('total_tokens', n_prompt + n_new)])
+        return dict(prompt_tokens=n_prompt, completion_tokens=n_new, total_tokens=n_prompt + n_new)
 
     def choice_json(self, choice, piece, is_first):
         """A piece of a choice as the API has it. is_first: whether no piece of it was sent before."""
-        found = OrderedDict([('index', choice.index), ('text', piece.text), ('logprobs', None),
-                             ('finish_reason', piece.finish_reason)])
-        if self.n_top is not None:
-            found['logprobs'] = self.logprobs_json(piece.tokens)
+        logprobs = None if self.n_top is None else self.logprobs_json(piece.tokens)
+        found = dict(index=choice.index, text=piece.text, logprobs=logprobs, finish_reason=piece.finish_reason)
         if self.with_ids:
             found['token_ids'] = [token.id for token in piece.tokens]
             if is_first:
@@ -117,19 +111,16 @@ class Request(object):
         return found
 
     def logprobs_json(self, tokens):
-        names = ['tokens', 'token_logprobs', 'top_logprobs', 'text_offset'] + ['top_token_ids'] * self.with_ids
-        found = OrderedDict((name, []) for name in names)
-        for token in tokens:
-            found['tokens'].append(self.name(token.id))
-            found['token_logprobs'].append(token.logprob)
-            found['text_offset'].append(token.offset)
-            top = OrderedDict(token.top[:self.n_top])
+        tops = [OrderedDict(token.top[:self.n_top]) for token in tokens]
+        for token, top in zip(tokens, tops):
             if token.logprob is not None:
                 top.setdefault(token.id, token.logprob)
-            found['top_logprobs'].append(None if token.logprob is None else OrderedDict(
-                (self.name(number), logprob) for number, logprob in top.items()))
-            if self.with_ids:
-                found['top_token_ids'].append(list(top))
+        named = [OrderedDict((self.name(number), logprob) for number, logprob in top.items()) for top in tops]
+        found = dict(tokens=[self.name(token.id) for token in tokens],
+                     token_logprobs=[token.logprob for token in tokens],
+                     top_logprobs=[top or None for top in named], text_offset=[token.offset for token in tokens])
+        if self.with_ids:
+            found['top_token_ids'] = [list(top) for top in tops]
         return found
 
     def name(self, token):
@@ -219,7 +210,7 @@ class Choice(object):
 
     def fail(self, message):
         self.ended = True
-        self.events.put((self, Failure(message)))
+        self.events.put((self, Refusal(message, status=503)))
 
 
 def finite(x):
@@ -239,8 +230,8 @@ def check_names(values, model_name):
     """Raises Refusal for names and models that there are not."""
     if not isinstance(values, dict):
         raise Refusal('the body must be a JSON object, such as {"prompt": "Once upon a time"}')
-    for name, allowed in sorted(NO_EFFECT.items()):
-        if name != 'best_of' and values.get(name) is not None and values[name] not in allowed:
+    for name, allowed in sorted(dict(NO_EFFECT, best_of=(1, values.get('n'))).items()):
+        if values.get(name) is not None and values[name] not in allowed:
             raise Refusal('%s is not supported; leave it out' % name, name)
     unknown = sorted(set(values) - NAMES - set(NO_EFFECT))
     if unknown:
@@ -249,30 +240,30 @@ def check_names(values, model_name):
         raise Refusal('no model %.60r; this server has %s' % (values['model'], model_name), 'model', 404)
 
 
-def option(values, name, kind, default):
-    """values[name], of a type. null is the default."""
+def option(values, name, expected, types, default, is_allowed=lambda value: True):
+    """values[name], of one of some types and allowed. null is the default. expected: what it must be, in words."""
     value = values.get(name)
-    if value is not None and type(value) is not kind:
-        raise Refusal('%s is %.60r; it must be %s' % (
-            name, value, {bool: 'true or false', dict: 'an object', str: 'a text'}[kind]), name)
-    return default if value is None else value
+    if value is None:
+        return default
+    if type(value) not in types or not is_allowed(value):
+        raise Refusal('%s is %.60r; it must be %s' % (name, value, expected), name)
+    return value
+
+
+def flag(values, name):
+    return option(values, name, 'true or false', (bool,), False)
 
 
 def number(values, name, low, high):
     """values[name], from low to high; 1 if it is not given."""
-    value = values.get(name, 1)
-    value = 1 if value is None else value
-    if type(value) not in (int, float) or not low <= value <= high:
-        raise Refusal('%s is %.60r; it must be a number from %g to %g' % (name, value, low, high), name)
-    return float(value)
+    expected = 'a number from %g to %g' % (low, high)
+    return float(option(values, name, expected, (int, float), 1, lambda value: low <= value <= high))
 
 
 def whole_number(values, name, low, high, default=None):
-    """values[name], a whole number from low to high. null is the default."""
-    value = values.get(name)
-    if value is not None and (type(value) is not int or not low <= value <= high):
-        raise Refusal('%s is %.60r; it must be a whole number from %d to %d' % (name, value, low, high), name)
-    return default if value is None else value
+    """values[name], a whole number from low to high."""
+    expected = 'a whole number from %d to %d' % (low, high)
+    return option(values, name, expected, (int,), default, lambda value: low <= value <= high)
 
 
 def stop_strings(values):
@@ -292,13 +283,9 @@ def prompts_of(values, text_encoder, hparams):
         prompts = [prompts]
     if not isinstance(prompts, list) or not prompts:
         raise Refusal('prompt must be a text, a list of texts, a list of token ids, or a list of such lists', 'prompt')
-    return [tokens_of(prompt, text_encoder, hparams) for prompt in prompts]
-
-
-def tokens_of(prompt, text_encoder, hparams):
-    """The token ids of a prompt, which is a text or a list of them."""
-    if isinstance(prompt, str):
-        return text_encoder.encode(prompt)
-    if not isinstance(prompt, list) or not all(type(x) is int and 0 <= x < hparams.n_vocab for x in prompt):
-        raise Refusal('a prompt must be a text, or a list of token ids from 0 to %d' % (hparams.n_vocab - 1), 'prompt')
-    return prompt
+    prompts = [text_encoder.encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+    for prompt in prompts:
+        if not isinstance(prompt, list) or not all(type(x) is int and 0 <= x < hparams.n_vocab for x in prompt):
+            raise Refusal('a prompt must be a text, or a list of token ids from 0 to %d' % (hparams.n_vocab - 1),
+                          'prompt')
+    return prompts

@@ -14,41 +14,17 @@ import numpy as np
 from gpt2 import checkpoint, session
 from gpt2.evaluation import scorer
 from gpt2.fast import matmul, numpy_loop
+from gpt2.serving.completions import MAX_LOGPROBS, Refusal
 import sample
 from gpt2.system.progress import report
 from gpt2.system.tf1 import batch_gather, tf
 
 MAX_SHORT = 100  # up to this top_k in all rows, only the most likely tokens are sorted
-MAX_TOP = 10  # most likely tokens that are found for each token
 MAX_BATCHES = 8  # that run at the same time
 PROMPT_BATCHES = 2  # that start at once; with more running, a row waits for each of them, so that others can join it
 WAIT_SECONDS = 0.5
 GATHER_SECONDS = 0.01  # that each row waits for others that come with it, such as those whose batch has just ended
 MAX_SPREAD = 64  # tokens by which prompts of a batch may differ: this part of the longer ones is fed token by token
-
-
-class Full(Exception):
-    """Too many rows wait already, or the engine has stopped."""
-
-
-class Row(object):
-    """A text to continue, as the engine sees it. Its methods are called in the engine's threads.
-
-    prompt: list of token ids.  max_tokens: at most so many new ones, may be 0.  draws: float64 [max_tokens].
-    temperature, top_k, top_p: as sample.sample_sequence takes them, but numbers.
-    wants_top: whether take() needs log-probabilities.  is_scored: whether begin() does, of the prompt.
-    ended: whether the row is done, which any thread may set.
-    """
-
-    def begin(self, predictions):
-        """Computing begins. predictions: those of the prompt from its second token on; None if there is
-        none, or not is_scored."""
-
-    def take(self, token, logprob, top_ids, top_logprobs):
-        """Take a new token, and set `ended` if it is the last one."""
-
-    def fail(self, message):
-        """No more tokens come, though the row has not ended."""
 
 
 class RowChooser(sample.Chooser):
@@ -72,13 +48,11 @@ class RowChooser(sample.Chooser):
             kth_A1 = batch_gather(greatest_AN, tf.maximum(top_k_A - 1, 0)[:, None])
             return sample.keep(logits_AN, logits_AN >= kth_A1)
 
-        def keep_top_p(logits_AN):
-            return sample.top_p_logits(logits_AN, top_p_A[:, None])
-
         def draw(logits_AN):
             is_short_A = tf.logical_and(top_k_A > 0, top_k_A < tf.shape(logits_AN)[-1])
             kept_AN = where_on(is_short_A, keep_top_k, logits_AN)
-            return sample.pick(where_on(top_p_A < 1, keep_top_p, kept_AN), draw_A)
+            kept_AN = where_on(top_p_A < 1, lambda x_AN: sample.top_p_logits(x_AN, top_p_A[:, None]), kept_AN)
+            return sample.pick(kept_AN, draw_A)
 
         all_short = tf.reduce_all(tf.logical_and(top_k_A > 0, top_k_A <= n_short))
         return tf.cond(all_short, lambda: sample.draw_from_shortlist(logits_AV, n_short, scale, draw),
@@ -105,7 +79,7 @@ class Watched(object):
 
     def choose(self, logits_AV, n_seen, row_A, given_A, ended_A):
         token_A, _ = self.chooser.choose(logits_AV, n_seen, row_A, given_A, ended_A)
-        n_top = min(MAX_TOP, logits_AV.shape.as_list()[-1])
+        n_top = min(MAX_LOGPROBS, logits_AV.shape.as_list()[-1])
 
         def top():
             logprob_AV = tf.nn.log_softmax(logits_AV)
@@ -124,40 +98,42 @@ class Watched(object):
 
 
 class Turns(object):
-    """A lock that threads get in the order in which they asked for it."""
+    """A lock that batches get in the order in which they asked for it."""
 
     def __init__(self):
-        self.lock, self.waiting, self.is_taken = threading.Lock(), collections.deque(), False
+        # asked: {batch's number: a lock that is free when its turn comes}; the first one has its turn.
+        self.lock, self.asked = threading.Lock(), collections.OrderedDict()
 
-    def take(self):
+    def take(self, number):
+        mine = threading.Lock()
         with self.lock:
-            if not self.is_taken:
-                self.is_taken = True
-                return
-            mine = threading.Event()
-            self.waiting.append(mine)
-        mine.wait()
+            if self.asked:
+                mine.acquire()
+            self.asked[number] = mine
+        mine.acquire()
 
-    def give(self):
+    def give(self, number):
+        """Of a batch that does not have the lock, this does nothing."""
         with self.lock:
-            if self.waiting:
-                self.waiting.popleft().set()
-            else:
-                self.is_taken = False
-
-
-class Batch(object):
-    """Rows that are computed together."""
-
-    def __init__(self, rows):
-        self.rows, self.has_turn = rows, False
+            if self.asked.pop(number, None) and self.asked:
+                next(iter(self.asked.values())).release()
 
 
 class Engine(object):
-    """A model that continues Rows, each as soon as there is room for it.
+    """A model that continues rows, texts of clients, each as soon as there is room for it.
 
     hparams: the model's.  max_rows: computed at the same time.  max_waiting: rows that may wait.
     Raises as checkpoint.restore and load_in_8_bits do.
+
+    A row, such as completions.Choice, has these attributes and methods, which are called in the engine's threads:
+    prompt: list of token ids.  max_tokens: at most so many new ones, may be 0.  draws: float64 [max_tokens].
+    temperature, top_k, top_p: as sample.sample_sequence takes them, but numbers.
+    wants_top: whether take() needs log-probabilities.  is_scored: whether begin() does, of the prompt.
+    ended: whether the row is done, which any thread may set.
+    begin(predictions): computing begins. predictions: those of the prompt from its second token on; None if there is
+        none, or not is_scored.
+    take(token, logprob, top_ids, top_logprobs): take a new token, and set `ended` if it is the last one.
+    fail(message): no more tokens come, though the row has not ended.
     """
 
     def __init__(self, hparams, model_name, models_dir, precision, max_rows, max_waiting):
@@ -180,33 +156,30 @@ class Engine(object):
         # A batch that waits for its turn occupies a thread, and sessions would share those of the first one.
         config.inter_op_parallelism_threads += MAX_BATCHES
         config.use_per_session_threads = True
-        network = None
+        sess, network = session.new_session(sampling=True, config=config), None
         if precision == 'int8':
             network = checkpoint.load_in_8_bits(self.hparams, model_name, models_dir)
             inputs = [tf.placeholder(kind, shape) for kind, shape in (
                 (tf.float32, [None, self.hparams.n_vocab]), (tf.int32, []), (tf.int32, [None]), (tf.int32, [None]),
                 (tf.bool, [None]))]
-            chosen = chooser.choose(*inputs)
-            sess = session.new_session(sampling=True, config=config)
-            choose = sess.make_callable(chosen, fed + inputs)
+            choose = sess.make_callable(chooser.choose(*inputs), fed + inputs)
             self.decode = lambda context_BC, *fed: numpy_loop.decode(
                 network, context_BC, fed[0], fed[1].shape[1], chooser.filler, functools.partial(choose, *fed))
         else:
             context = tf.placeholder(tf.int32, [None, None])
             output = sample.growing_loop(self.hparams, context[:, :tf.reduce_min(length_B)], context, chooser,
                                          end_together=False, watch=None)
-            sess = session.new_session(sampling=True, config=config)
             checkpoint.restore(sess, model_name, models_dir)
             self.decode = sess.make_callable(output.op, [context] + fed)
-        self.predict = scorer.predictor(sess, self.hparams, MAX_TOP, network)
+        self.predict = scorer.predictor(sess, self.hparams, MAX_LOGPROBS, network)
 
     # Which rows are computed, and when
 
     def submit(self, rows):
-        """Let rows wait for their turn. Raises Full if there is no place."""
+        """Let rows wait for their turn. Raises Refusal if there is no place."""
         with self.changed:
             if self.stopped or len(self.waiting) + len(rows) > self.max_waiting:
-                raise Full
+                raise Refusal('too many requests are waiting; try again later', status=503)
             for row in rows:
                 row.since = time.time()
             self.waiting += rows
@@ -233,7 +206,7 @@ class Engine(object):
     def rows_running(self):
         """The rows of all batches that have not ended."""
         with self.changed:
-            return [row for batch in self.running.values() for row in batch.rows if not row.ended]
+            return [row for rows in self.running.values() for row in rows if not row.ended]
 
     def start_batches(self):
         """Start a batch whenever there are rows for it."""
@@ -245,7 +218,7 @@ class Engine(object):
                     continue
                 self.waiting = [row for row in self.waiting if row not in rows]
                 self.n_batches += 1
-                self.running[self.n_batches] = Batch(rows)
+                self.running[self.n_batches] = rows
                 arguments = [self.n_batches, rows]
             threading.Thread(target=self.run, args=arguments, daemon=True).start()
 
@@ -277,50 +250,44 @@ class Engine(object):
         except Exception:  # of any kind: the clients wait for an answer
             report(*traceback.format_exc().splitlines())
         with self.changed:
-            batch = self.running.pop(number)
-            if batch.has_turn:
-                self.turns.give()
+            del self.running[number]
+            self.turns.give(number)
             for row in rows:
                 if not row.ended:
                     row.fail(message)
             self.changed.notify_all()
 
     def score(self, rows):
-        """{row: Predictions of its prompt from the second token on, with the MAX_TOP most likely tokens}."""
+        """{row: Predictions of its prompt from the second token on, with the MAX_LOGPROBS most likely tokens}."""
         if not rows:
             return {}
-        found = self.predict(padded([row.prompt for row in rows]))
+        found = self.predict(padded([row.prompt for row in rows], np.int32))
         return {row: type(found)(*[x[i, :len(row.prompt) - 1] for x in found]) for i, row in enumerate(rows)}
 
     def sample(self, number, rows):
         """Continue rows, whose tokens go to watch()."""
         if not rows:
             return
-        self.running[number].rows = rows
-        draws = np.zeros([len(rows), max(row.max_tokens for row in rows)])
-        for row_draws, row in zip(draws, rows):
-            row_draws[:row.max_tokens] = row.draws if row.temperature else 0
+        self.running[number] = rows
+        draws = padded([row.draws if row.temperature else 0 * row.draws for row in rows], np.float64)
         fed = [np.array([len(row.prompt) for row in rows], np.int32), draws,
                np.array([row.temperature for row in rows], np.float64),
                np.array([row.top_k for row in rows], np.int32), np.array([row.top_p for row in rows], np.float64),
                np.int32(number), np.array(any(row.wants_top for row in rows))]
-        self.decode(padded([row.prompt for row in rows]), *fed)
+        self.decode(padded([row.prompt for row in rows], np.int32), *fed)
 
     def watch(self, number, row_A, n_drawn_A, token_A, logprob_A, top_ids_AN, top_logprobs_AN):
         """Hand out the new tokens of a batch, and wait for its next turn. Returns which rows have ended."""
-        batch = self.running[int(number)]
-        if batch.has_turn:
-            batch.has_turn = False
-            self.turns.give()
-        rows = [batch.rows[i] for i in row_A.tolist()]
+        number = int(number)
+        self.turns.give(number)
+        rows = [self.running[number][i] for i in row_A.tolist()]
         for row, n_drawn, *found in zip(rows, n_drawn_A.tolist(), token_A.tolist(), logprob_A.tolist(),
                                         top_ids_AN.tolist(), top_logprobs_AN.tolist()):
             if n_drawn >= 0 and not row.ended:
                 row.take(*found)
         ended_A = np.array([row.ended for row in rows])
         if not ended_A.all():
-            self.turns.take()
-            batch.has_turn = True
+            self.turns.take(number)
         return ended_A
 
 
@@ -330,9 +297,9 @@ def is_worth_joining(*rows):
     return len(longer.prompt) - len(shorter.prompt) <= min(MAX_SPREAD, shorter.max_tokens)
 
 
-def padded(prompts):
-    """Lists of token ids as one array, int32 [B, T], with zeros after the shorter ones."""
-    tokens_BT = np.zeros([len(prompts), max(map(len, prompts))], np.int32)
-    for row, prompt in zip(tokens_BT, prompts):
-        row[:len(prompt)] = prompt
-    return tokens_BT
+def padded(sequences, dtype):
+    """Sequences of numbers as one array [B, T], with zeros after the shorter ones."""
+    found_BT = np.zeros([len(sequences), max(map(len, sequences))], dtype)
+    for row, sequence in zip(found_BT, sequences):
+        row[:len(sequence)] = sequence
+    return found_BT

@@ -1,5 +1,4 @@
 """The HTTP side of the server: addresses, keys, limits, errors, metrics. Flask routes, waitress serves."""
-from collections import OrderedDict
 import contextlib
 import hmac
 import itertools
@@ -16,7 +15,6 @@ import waitress
 import werkzeug.exceptions
 
 from gpt2.serving.completions import Refusal, Request, joined
-from gpt2.serving.engine import Full
 from gpt2.system import files, process
 from gpt2.system.progress import report
 
@@ -24,10 +22,6 @@ try:
     import prometheus_client
 except ImportError:
     prometheus_client = None
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None
 
 MAX_BODY_BYTES = 2 ** 20  # which is answered in the API's form; one of far more is not even read
 MAX_SECONDS = 600  # for a request
@@ -86,8 +80,6 @@ def application(engine, text_encoder, model_name, host, api_key):
     """The Flask application."""
     app = flask.Flask('gpt2', static_folder=None)
     metrics = Metrics(engine)
-    with open(PAGE, encoding='utf-8') as file:
-        page = file.read()
 
     @app.before_request
     def check_host_and_key():
@@ -116,7 +108,7 @@ def application(engine, text_encoder, model_name, host, api_key):
 
     @app.route('/')
     def show_page():
-        return flask.Response(page, mimetype='text/html')
+        return flask.send_file(PAGE)
 
     @app.route('/healthz')
     def show_health():
@@ -138,21 +130,18 @@ def application(engine, text_encoder, model_name, host, api_key):
         try:
             asked = Request(json_body(), text_encoder, engine.hparams, model_name, engine.max_waiting)
             engine.submit(asked.choices)
-        except (Full, Refusal) as error:
-            refusal = error if isinstance(error, Refusal) else Refusal(
-                'too many requests are waiting; try again later', status=503)
+        except Refusal as refusal:
             metrics.count(refusal.status, time.time() - started, {})
-            raise refusal
+            raise
         is_gone = flask.request.environ.get('waitress.client_disconnected', lambda: False)
         pieces = followed(asked, engine, is_gone, metrics, started)
-        frame = OrderedDict([('id', 'cmpl-' + uuid.uuid4().hex), ('object', 'text_completion'),
-                             ('created', int(started)), ('model', model_name)])
+        frame = dict(id='cmpl-' + uuid.uuid4().hex, object='text_completion', created=int(started), model=model_name)
         if asked.stream:
             return flask.Response(stream(asked, pieces, frame), mimetype='text/event-stream')
         pieces = sorted(pieces, key=lambda pair: pair[0].index)
         choices = [asked.choice_json(choice, joined([piece for _, piece in group]), True)
                    for choice, group in itertools.groupby(pieces, lambda pair: pair[0])]
-        return json_response(OrderedDict(frame, choices=choices, usage=asked.usage()))
+        return json_response(dict(frame, choices=choices, usage=asked.usage()))
 
     return app
 
@@ -173,7 +162,7 @@ def followed(asked, engine, is_gone, metrics, started):
     """Yield a Request's pieces. However that ends, nothing more is computed for it then, and it is counted."""
     status = 499  # unless the client hears the end
     try:
-        yield from asked.pieces(is_gone, lambda: time.time() - started > MAX_SECONDS)
+        yield from asked.pieces(is_gone, started + MAX_SECONDS)
         status = 200
     except Refusal as refusal:
         status = refusal.status
@@ -189,13 +178,13 @@ def stream(asked, pieces, frame):
     with contextlib.closing(pieces):
         try:
             for choice, piece in pieces:
-                yield event(OrderedDict(frame, choices=[asked.choice_json(choice, piece, choice not in begun)]))
+                yield event(dict(frame, choices=[asked.choice_json(choice, piece, choice not in begun)]))
                 begun.add(choice)
         except Refusal as refusal:
             yield event(refusal.json())
             return
         if asked.with_usage:
-            yield event(OrderedDict(frame, choices=[], usage=asked.usage()))
+            yield event(dict(frame, choices=[], usage=asked.usage()))
         yield 'data: [DONE]\n\n'
 
 
@@ -232,14 +221,14 @@ def warm_up(engine, text_encoder, model_name):
     """Compute a token, so that the first client need not wait for TensorFlow. Raises ValueError if that fails."""
     asked = Request({'max_tokens': 1, 'logprobs': 1}, text_encoder, engine.hparams, model_name, 1)
     engine.submit(asked.choices)
-    for _ in asked.pieces(lambda: False, lambda: False):
-        pass
+    list(asked.pieces())
 
 
 def run(app, engine, sock):
     """Serve until Ctrl-C. Then running requests have STOP_SECONDS to end."""
     logging.getLogger('waitress').setLevel(logging.ERROR)
-    if resource:
+    with contextlib.suppress(ImportError):  # Windows has no such limit
+        import resource
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         wanted = MAX_CONNECTIONS + 500 if hard == resource.RLIM_INFINITY else min(hard, MAX_CONNECTIONS + 500)
         if soft != resource.RLIM_INFINITY and soft < wanted:
