@@ -462,6 +462,21 @@ def test_choice_holds_back_what_may_become_a_stop_string():
     assert sum((piece[1] for piece in found), []) == [ord('c')]
 
 
+def test_choice_compares_no_more_of_a_stop_string_than_it_has_text():
+    """One of a million characters would keep all clients waiting for a minute at each token."""
+    class Stop(str):
+        def __getitem__(self, part):
+            compared.append(part.stop)
+            return str.__getitem__(self, part)
+
+    compared = []
+    choice, brought = choice_of([Stop('bb' + 'e' * 1000)])
+    feed(choice, 'abba')
+    assert ''.join(piece[0] for piece in brought()) == 'abba' and max(compared) <= 4
+    feed(choice, 'b')
+    assert not brought(), 'the beginning of the stop string was not held back'
+
+
 def test_choice_sends_whole_characters():
     choice, brought = choice_of(max_tokens=4)
     feed(choice, 'h\u00e9')
