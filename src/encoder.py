@@ -183,8 +183,7 @@ def get_encoder(model_name, models_dir='models'):
 
 def read_merges(path):
     """Returns the pairs of symbols in a vocab.bpe, a list of tuples. Its first line holds the version of the format."""
-    with open(path, encoding='utf-8') as file:
-        merges = [tuple(line.split()) for line in file.read().rstrip('\n').split('\n')[1:]]
+    merges = [tuple(line.split()) for line in files.read_text(path).rstrip('\n').split('\n')[1:]]
     for number, pair in enumerate(merges, 2):
         if len(pair) != 2:
             raise ValueError('line %d of vocab.bpe has %d symbols instead of 2' % (number, len(pair)))
@@ -194,7 +193,7 @@ def read_merges(path):
 def read_added(path):
     """Returns the added tokens in a vocab.bpe, as Encoder takes them. They are behind the version of the format."""
     with open(path, encoding='utf-8') as file:
-        return file.readline().split()[2:]
+        return file.readline(files.MAX_BYTES).split()[2:]
 
 
 def learn_vocabulary(documents, vocab_size, folder):
