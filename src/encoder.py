@@ -119,6 +119,9 @@ class Encoder:
         missing, others = sorted(needed.difference(encoder)), set(encoder) - needed
         if missing:
             raise ValueError('%d symbols have no id, the first is %.60r' % (len(missing), missing[0]))
+        foreign = sorted(set(''.join(needed)).difference(self.byte_decoder))
+        if foreign:
+            raise ValueError('its merges have the character %r, which stands for no byte' % foreign[0])
         # A vocab.bpe that was truncated after a line looks complete.
         spelled = {symbol: spell(symbol) for symbol in others}
         lost = [symbol for symbol in others if spelled[symbol] not in added and not SPECIAL.match(symbol) and any(
