@@ -96,8 +96,8 @@ def write_checkpoint(folder, variables, load):
     data, index = checkpoint.data_and_index(prefix)
     tensor_bundle.write(data, index, with_progress(variables, load))
     graph = next(iter(variables.values())).graph
-    with graph.as_default():
-        checkpoint.saver(graph, variables).export_meta_graph(prefix + checkpoint.WEIGHTS_SUFFIXES[2])
+    with graph.as_default(), checkpoint.as_tensorflow_finds(prefix) as found:
+        checkpoint.saver(graph, variables).export_meta_graph(found + checkpoint.WEIGHTS_SUFFIXES[2])
     checkpoint.name_weights(folder, 'model.ckpt')
 
 
