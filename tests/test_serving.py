@@ -7,6 +7,7 @@ import math
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import sys
@@ -371,6 +372,11 @@ def test_pages_of_others_cannot_send_requests(client):
         assert not [name for name in headers.keys() if name.lower().startswith('access-control')]
 
 
+def test_host_is_the_same_in_small_and_capital_letters():
+    for name in 'MyComputer:8000', 'mycomputer':
+        assert client_of(host='MyComputer')(path='/nothing', headers={'Host': name}, method='GET')[0] == 404
+
+
 def test_key_is_needed_for_the_api_alone():
     send = client_of(host='192.0.2.1', api_key='secret')
     models = dict(method='GET', path='/v1/models')
@@ -721,6 +727,7 @@ def test_serve_ends_and_tells_its_clients(number, status):
 
 @pytest.mark.parametrize('flags, problem', [
     (dict(host='0.0.0.0'), 'api_key'), (dict(host='192.0.2.1', api_key=''), 'api_key'), (dict(api_key=' '), 'api_key'),
+    (dict(api_key='schl\xfcssel'), 'ASCII'), (dict(api_key='a\n'), 'api_key'),
     (dict(host='0.0.0.0', api_key='a', no_api_key=True), 'either'), (dict(port=65536), 'port'),
     (dict(batch_size=0), 'batch_size'), (dict(max_waiting=0), 'max_waiting'), (dict(precision='int4'), 'precision'),
     (dict(models_dir='/nowhere'), 'nowhere')], ids=lambda value: value if isinstance(value, str) else '')
@@ -743,7 +750,7 @@ def test_serve_says_what_is_missing(monkeypatch):
         serve.serve('demo')
 
 
-def test_serve_passes_its_flags_on(monkeypatch, tiny_models, capsys):
+def test_serve_passes_its_flags_on(monkeypatch, tiny_models, tmp_path, capsys):
     seen = []
     monkeypatch.setattr('gpt2.serving.engine.Engine', lambda *arguments: seen.append(arguments))
     monkeypatch.setattr(web, 'warm_up', lambda *arguments: None)
@@ -751,5 +758,8 @@ def test_serve_passes_its_flags_on(monkeypatch, tiny_models, capsys):
     monkeypatch.setattr(web, 'run', lambda app, engine, sock: seen.append((app, sock.close())))
     serve.serve('tiny', '127.0.0.1', 0, 'key', False, 5, 6, 'int8', tiny_models)
     assert seen[0][1:] == ('tiny', tiny_models, 'int8', 5, 6) and seen[1][0] == ('tiny', '127.0.0.1', 'key')
+    shutil.copytree(os.path.join(tiny_models, 'tiny'), str(tmp_path / 'a\x1b[2J'))
+    serve.serve('a\x1b[2J', port=0, models_dir=str(tmp_path))
+    assert 'a\\x1b[2J: http://' in capsys.readouterr().out
     serve.serve('tiny', '0.0.0.0', 0, no_api_key=True, models_dir=tiny_models)
-    assert seen[3][0] == ('tiny', '0.0.0.0', None)
+    assert seen[5][0] == ('tiny', '0.0.0.0', None)
