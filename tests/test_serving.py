@@ -26,6 +26,7 @@ from gpt2.sampler import load, random_draws
 from gpt2.serving import web
 from gpt2.serving.completions import Request
 from gpt2.serving.engine import Engine, Full, Turns
+from gpt2.system import process
 from gpt2.system.tf1 import tf
 from helpers import peers, reference
 from helpers.paths import MODELS, SRC
@@ -758,8 +759,10 @@ def test_serve_passes_its_flags_on(monkeypatch, tiny_models, tmp_path, capsys):
     monkeypatch.setattr(web, 'run', lambda app, engine, sock: seen.append((app, sock.close())))
     serve.serve('tiny', '127.0.0.1', 0, 'key', False, 5, 6, 'int8', tiny_models)
     assert seen[0][1:] == ('tiny', tiny_models, 'int8', 5, 6) and seen[1][0] == ('tiny', '127.0.0.1', 'key')
+    monkeypatch.setattr(process, 'stdout_is_optional', False)
     shutil.copytree(os.path.join(tiny_models, 'tiny'), str(tmp_path / 'a\x1b[2J'))
     serve.serve('a\x1b[2J', port=0, models_dir=str(tmp_path))
     assert 'a\\x1b[2J: http://' in capsys.readouterr().out
+    assert process.stdout_is_optional, 'it ends when nobody reads its address'
     serve.serve('tiny', '0.0.0.0', 0, no_api_key=True, models_dir=tiny_models)
     assert seen[5][0] == ('tiny', '0.0.0.0', None)
