@@ -417,6 +417,14 @@ def test_get_encoder_reports_the_line_of_a_bad_merge(vocabulary, tmp_path):
     assert 'line 3 of vocab.bpe has 1 symbols' in message
 
 
+def test_read_merges_reads_no_giant(tmp_path):
+    path = tmp_path / 'vocab.bpe'
+    with open(str(path), 'wb') as file:
+        file.truncate(2 ** 40)
+    with pytest.raises(ValueError, match='vocab.bpe has over 134217728 bytes'):
+        encoder.read_merges(str(path))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('damage', [
     lambda data: data.rstrip(b'\n'), lambda data: data + b'\n\n', lambda data: data.replace(b'\n', b'\r\n')],
