@@ -119,6 +119,9 @@ class Encoder:
         missing, others = sorted(needed.difference(encoder)), set(encoder) - needed
         if missing:
             raise ValueError('%d symbols have no id, the first is %.60r' % (len(missing), missing[0]))
+        foreign = sorted(set(''.join(needed)).difference(self.byte_decoder))
+        if foreign:
+            raise ValueError('its merges have the character %r, which stands for no byte' % foreign[0])
         # A vocab.bpe that was truncated after a line looks complete.
         spelled = {symbol: spell(symbol) for symbol in others}
         lost = [symbol for symbol in others if spelled[symbol] not in added and not SPECIAL.match(symbol) and any(
@@ -186,8 +189,7 @@ def read_merges(path):
 
     Its first line holds the version of the format, and the added tokens behind it.
     """
-    with open(path, encoding='utf-8') as file:
-        first, *lines = file.read().rstrip('\n').split('\n')
+    first, *lines = files.read_text(path).rstrip('\n').split('\n')
     merges = [tuple(line.split()) for line in lines]
     for number, pair in enumerate(merges, 2):
         if len(pair) != 2:

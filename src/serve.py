@@ -9,6 +9,8 @@ from gpt2.system import process
 if __name__ == '__main__':
     process.set_up()  # before the imports below: they are slow, and one may fail
 
+import re
+
 import encoder
 from gpt2 import checkpoint, session
 from gpt2.system import flags
@@ -32,8 +34,8 @@ def serve(model_name='117M', host='127.0.0.1', port=8000, api_key: str = None, n
                          '--no_api_key if you want that' % host)
     if api_key and no_api_key:
         raise ValueError('give either --api_key or --no_api_key')
-    if api_key is not None and not (api_key.isprintable() and api_key.strip() == api_key != ''):
-        raise ValueError('--api_key must not be empty, nor begin or end with a space')
+    if api_key is not None and not re.match('[!-~]([ -~]*[!-~])?\\Z', api_key):
+        raise ValueError('--api_key must not be empty, nor begin or end with a space; programs send only ASCII')
     for name, value in ('batch_size', batch_size), ('max_waiting', max_waiting):
         if not 1 <= value <= 1024:
             raise ValueError('%s is %d; it must be 1 to 1024' % (name, value))
@@ -52,7 +54,8 @@ def serve(model_name='117M', host='127.0.0.1', port=8000, api_key: str = None, n
     sock = web.listening_socket(host, port)
     engine = Engine(hparams, model_name, models_dir, precision, batch_size, max_waiting)
     web.warm_up(engine, text_encoder, model_name)
-    print('%s: %s' % (model_name, web.url_of(host, sock)), flush=True)
+    process.stdout_is_optional = True  # who has read the address may go away
+    print(process.escaped('%s: %s' % (model_name, web.url_of(host, sock))), flush=True)
     web.run(web.application(engine, text_encoder, model_name, host, api_key), engine, sock)
 
 

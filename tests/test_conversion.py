@@ -525,10 +525,12 @@ def test_damaged_json_is_refused(theirs, refusal, file, content):
     assert file in refusal(theirs)
 
 
-def test_json_of_hundreds_of_megabytes_is_not_read(theirs, refusal):
-    with open(os.path.join(theirs, 'config.json'), 'r+b') as file:
-        file.truncate(2 ** 28)
-    assert 'bytes' in refusal(theirs)
+@pytest.mark.parametrize('name', ['config.json', 'merges.txt'])
+def test_link_to_an_endless_file_is_refused(theirs, refusal, name):
+    os.remove(os.path.join(theirs, 'tokenizer.json'))
+    os.remove(os.path.join(theirs, name))
+    os.symlink('/dev/zero', os.path.join(theirs, name))
+    assert '%s has over 134217728 bytes' % name in refusal(theirs)
 
 
 @pytest.mark.parametrize('missing', ['config.json', 'model.safetensors'])

@@ -64,6 +64,16 @@ def served(tiny_models, tmp_path_factory):
     return folder
 
 
+def test_models_are_written_where_tensorflow_would_not_find_them(tiny_models, tmp_path):
+    """It takes a path for UTF-8, though the folder can be made."""
+    folder = os.path.join(str(tmp_path), os.fsdecode(b'mod\xe8les [1]'))
+    os.mkdir(folder)
+    convert.copy('tiny', 'mine', models_dir=tiny_models, new_models_dir=folder)
+    assert sorted(os.listdir(os.path.join(folder, 'mine'))) == SEVEN_FILES
+    convert.to_savedmodel('mine', os.path.join(folder, 'served'), models_dir=folder)
+    assert 'saved_model.pb' in os.listdir(os.path.join(folder, 'served', '1'))
+
+
 @pytest.mark.slow
 def test_savedmodel_in_a_program_that_knows_nothing_of_this_repository(tiny_models, served, tmp_path):
     """Samples equal ours for the same draws, scores those of evaluate.py; a seed decides each row's own samples."""

@@ -400,10 +400,29 @@ def test_special_tokens_are_shown_and_never_come_out_of_text(tmp_path):
         encoder.get_encoder(folder.name, str(tmp_path))
 
 
+def test_symbol_that_stands_for_no_bytes_is_refused(vocabulary, tmp_path):
+    """Not when it is decoded: the model may draw it at any time."""
+    copy_vocabulary(vocabulary, str(tmp_path / '117M'))
+    ids = change_ids(lambda ids: ids.update({'\u20ac': 50257, '\u20aca': 50258}))
+    for name, damage in (('encoder.json', ids), ('vocab.bpe', lambda data: data + '\u20ac a\n'.encode('utf-8'))):
+        path = tmp_path / '117M' / name
+        path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match='117M cannot be used: its merges have the character \'\u20ac\', which stands'):
+        encoder.get_encoder('117M', str(tmp_path))
+
+
 def test_get_encoder_reports_the_line_of_a_bad_merge(vocabulary, tmp_path):
     message = damaged_encoder(vocabulary, str(tmp_path / '117M'), 'vocab.bpe', lambda data: data[:data.index(b'\n')]
                               + b'\na b\nhalf\n')
     assert 'line 3 of vocab.bpe has 1 symbols' in message
+
+
+def test_read_merges_reads_no_giant(tmp_path):
+    path = tmp_path / 'vocab.bpe'
+    with open(str(path), 'wb') as file:
+        file.truncate(2 ** 40)
+    with pytest.raises(ValueError, match='vocab.bpe has over 134217728 bytes'):
+        encoder.read_merges(str(path))
 
 
 @pytest.mark.slow

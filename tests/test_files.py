@@ -160,6 +160,14 @@ def test_a_device_or_pipe_is_written_to_and_stays(tmp_path):
 KINDS = {'name': (str,), 'step': (int,), 'loss': (int, float), 'text': (str, None)}
 
 
+def test_read_json_reads_no_giant(tmp_path):
+    path = tmp_path / 'giant.json'
+    with open(str(path), 'wb') as file:
+        file.truncate(2 ** 40)
+    with pytest.raises(ValueError, match='giant.json has over 134217728 bytes'):
+        files.read_json(str(path))
+
+
 @pytest.mark.parametrize('text, problem', [
     ('{"name": "x", "step": 3, "loss": 1, "text": null, "other": []}', None),
     ('{"name": "x", "step": 3, "loss": 0.5}', None),

@@ -711,6 +711,13 @@ def test_manifest_missing_beside_rows_is_reported(make, tmp_path):
         make(nsamples=6, shards=2)
 
 
+def test_manifest_that_is_a_giant_is_refused(tmp_path):
+    with open(str(tmp_path / 'manifest.json'), 'wb') as file:
+        file.truncate(2 ** 40)
+    with pytest.raises(ValueError, match='manifest.json has over 134217728 bytes'):
+        store.open_store(str(tmp_path)).manifest()
+
+
 @pytest.mark.parametrize('text', ['{', '[]', '{"cores": "x"}', '{"cores": 1.5}', '{"cores": true}', '{"cores": [[]]}'])
 def test_manifest_that_is_damaged_is_reported(make, tmp_path, text):
     (tmp_path / 'rows').mkdir()

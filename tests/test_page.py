@@ -1,6 +1,6 @@
 """page.py: the page shows the text and only the text, its figures are NumPy's, its cards show the predictions.
 
-Some tests need a browser, Debian's chromium: it loads a copy of the page with a script at its end, which reports.
+Some tests need a browser, Debian's chromium.
 """
 import base64
 import html.parser
@@ -8,9 +8,6 @@ import json
 import math
 import os
 import re
-import shutil
-import subprocess
-import urllib.parse
 
 import numpy as np
 import pytest
@@ -18,8 +15,8 @@ import pytest
 import encoder
 from gpt2.evaluation import page
 from gpt2.evaluation.batches import Predictions
+from helpers.browser import Browser
 from helpers.paths import ROOT
-from helpers.processes import SECONDS
 
 HOSTILE = ('</script><script>document.title = "hacked"</script><!-- <b onclick="x">bold</b> & &amp; \'quoted\' '
            '"quoted"\n--> ]]> {{title}} {{data}} <|endoftext|> '
@@ -351,28 +348,18 @@ def test_template_colours_differ_without_hue(scheme):
 
 # In a browser
 
-def in_browser(path, script):
+@pytest.fixture(scope='module')
+def browser(tmp_path_factory):
+    with Browser(str(tmp_path_factory.mktemp('browser'))) as running:
+        yield running
+
+
+def in_browser(browser, path, script, size=(1300, 800)):
     """What a script returns that runs in the page once it was loaded. script: the body of an async function."""
-    if not shutil.which('chromium'):
-        pytest.skip('needs chromium: apt-get install chromium')
-    with open(path, encoding='utf-8') as file:
-        source = file.read()
-    copy = path + '.copy.html'
-    with open(copy, 'w', encoding='utf-8', newline='\n') as file:
-        file.write(source + """<script>
-            const loaded = new Promise(done => addEventListener('load', done));
-            loaded.then(async () => { %s }).catch(String).then(found => {
-                document.documentElement.textContent = 'FOUND' + encodeURIComponent(JSON.stringify(found)) + 'END';
-            });</script>""" % script)
-    command = ['chromium', '--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
-               '--disable-sync', '--disable-background-networking', '--disable-component-update',
-               '--user-data-dir=' + path + '.profile',
-               '--window-size=1300,800', '--allow-file-access-from-files', '--virtual-time-budget=5000', '--dump-dom',
-               'file://' + copy]
-    process = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=SECONDS)
-    match = re.search(r'FOUND(\S+)END', process.stdout.decode('utf-8'))
-    assert match, (process.stdout[-1000:], process.stderr[-1000:])
-    return json.loads(urllib.parse.unquote(match.group(1)))
+    browser.forget()
+    browser.look(*size)
+    browser.open('file://' + path)
+    return browser.run(script)
 
 
 def shown_percent(nats):
@@ -394,13 +381,13 @@ LINES = "const lines = () => [...card.querySelectorAll('p, td')].map(element => 
 
 
 @pytest.mark.slow
-def test_browser_shows_the_card_of_a_token(demo, tmpdir):
+def test_browser_shows_the_card_of_a_token(browser, demo, tmpdir):
     """Every token's card shows its probability, its rank and the five most likely tokens, in several documents."""
     documents = documents_of(demo, 'Once upon a time\n\n' + HOSTILE, 'there was a King <b>.')
     for ids, found in documents:
         found.top_ids[::3, 1] = ids[::3]  # the line of the token itself is bold
     documents = [(ids, found._replace(nats=found.nats.round(2) + 0.001)) for ids, found in documents]  # far from ties
-    cards = in_browser(write(tmpdir, demo, documents), LINES + """
+    cards = in_browser(browser, write(tmpdir, demo, documents), LINES + """
         const found = [];
         const bold = () => [...card.querySelectorAll('.it td:first-child')].map(element => element.textContent);
         for (const unit of document.querySelectorAll('main i')) {
@@ -421,10 +408,10 @@ def test_browser_shows_the_card_of_a_token(demo, tmpdir):
 
 
 @pytest.mark.slow
-def test_browser_keeps_a_card_in_view_when_the_page_is_scrolled(demo, tmpdir):
+def test_browser_keeps_a_card_in_view_when_the_page_is_scrolled(browser, demo, tmpdir):
     """Below its token, or above it if there is no room, wherever on the screen the token is."""
     path = write(tmpdir, demo, documents_of(demo, 'a line of text\n' * 300))
-    found = in_browser(path, """
+    found = in_browser(browser, path, """
         const units = [...document.querySelectorAll('main i')], unit = units[Math.floor(units.length / 2)], found = [];
         for (const block of ['start', 'center', 'end']) {
             unit.scrollIntoView({block});
@@ -439,12 +426,12 @@ def test_browser_keeps_a_card_in_view_when_the_page_is_scrolled(demo, tmpdir):
 
 
 @pytest.mark.slow
-def test_browser_lists_the_tokens_of_a_character_on_its_card(demo, tmpdir):
+def test_browser_lists_the_tokens_of_a_character_on_its_card(browser, demo, tmpdir):
     """Each of the four tokens of a character; of very many, the first twenty."""
     ids = [demo.encoder[demo.byte_encoder[byte]] for byte in ('😀a' + 20 * '\u0301').encode('utf-8')]
     found = made_up(ids, 4096)
     found = found._replace(nats=found.nats.round(2) + 0.001)
-    first, second = in_browser(write(tmpdir, demo, [(np.array(ids), found)]), LINES + """
+    first, second = in_browser(browser, write(tmpdir, demo, [(np.array(ids), found)]), LINES + """
         return [...document.querySelectorAll('main i')].map(unit => { unit.click(); return lines(); });""")
     assert first[0].startswith('4 tokens') and second[0].startswith('41 tokens') and second[-1] == 'and 21 more'
     assert first[1:] == sum([expected_card(demo, ids, found, token) for token in range(4)], [])
@@ -452,10 +439,10 @@ def test_browser_lists_the_tokens_of_a_character_on_its_card(demo, tmpdir):
 
 
 @pytest.mark.slow
-def test_browser_keys_and_taps(demo, tmpdir):
+def test_browser_keys_and_taps(browser, demo, tmpdir):
     """Arrow keys move between tokens and blocks, and stop at both ends; a tap keeps a card open, Escape closes it."""
     documents = documents_of(demo, 'a line of text\n' * 200)
-    found = in_browser(write(tmpdir, demo, documents), """
+    found = in_browser(browser, write(tmpdir, demo, documents), """
         const units = [...document.querySelectorAll('main i')], places = [];
         const press = key => {
             text.dispatchEvent(new KeyboardEvent('keydown', {key, bubbles: true, cancelable: true}));
@@ -486,47 +473,40 @@ def test_browser_keys_and_taps(demo, tmpdir):
 
 
 @pytest.mark.slow
-def test_browser_runs_nothing_of_a_hostile_text(demo, tmpdir):
+def test_browser_runs_nothing_of_a_hostile_text(browser, demo, tmpdir):
     """A browser runs nothing of it, shows all of it, and finds it where it is."""
     text = HOSTILE + ODD
     path = write(tmpdir, demo, documents_of(demo, text), title='</title><script>x</script>')
-    title, content, scripts = in_browser(path, """
+    title, content, scripts = in_browser(browser, path, """
         return [document.title, text.textContent, document.scripts.length];""")
-    assert title == '</title><script>x</script>' and scripts == 3
+    assert title == '</title><script>x</script>' and scripts == 2
     assert content == visible(text.encode('utf-8'))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('width', [360, 1200])
-def test_browser_shows_nothing_wider_than_the_screen(demo, tmpdir, width):
+def test_browser_shows_nothing_wider_than_the_screen(browser, demo, tmpdir, width):
     """Long words break, also on a telephone, also in a card."""
     text = 'x' * 500 + ' <|endoftext|>' * 3 + HOSTILE + '\t' * 50 + ' ' * 300 + 'end'
     path = write(tmpdir, demo, documents_of(demo, text, text), title='t' * 300, model_name='m' * 300)
-    # A window is not made as narrow as a telephone; a frame in it is.
-    frame = '<iframe src="page.html" style="width: %dpx; height: 90vh"></iframe>' % width
-    outer = write_text(tmpdir.join('outer.html'), frame)
-    found = in_browser(outer, """
-        const inner = document.querySelector('iframe').contentWindow;
-        const root = inner.document.documentElement;
-        const left = unit => unit.getBoundingClientRect().left;
-        [...inner.document.querySelectorAll('main i')].slice(0, 800).sort((a, b) => left(b) - left(a))[0].click();
-        const box = inner.document.querySelector('#card').getBoundingClientRect();
-        return [inner.innerWidth, root.scrollWidth, root.clientWidth, box.left, box.right];""")
-    assert os.path.dirname(path) == str(tmpdir)
-    inner, scroll, client, left, right = found
+    inner, scroll, client, left, right = in_browser(browser, path, """
+        const left = unit => unit.getBoundingClientRect().left, root = document.documentElement;
+        [...document.querySelectorAll('main i')].slice(0, 800).sort((a, b) => left(b) - left(a))[0].click();
+        const box = card.getBoundingClientRect();
+        return [innerWidth, root.scrollWidth, root.clientWidth, box.left, box.right];""", size=(width, 800))
     assert inner == width and scroll <= client and 0 <= left < right <= client
 
 
 @pytest.mark.slow
-def test_browser_joins_the_pieces_of_a_long_paragraph(demo, tmpdir):
+def test_browser_joins_the_pieces_of_a_long_paragraph(browser, demo, tmpdir):
     """A piece begins on the line on which the one before it ends, if there is room, and covers none of its tokens."""
     documents = documents_of(demo, 'some words of a long line ' * 2400)
-    joints = in_browser(write(tmpdir, demo, documents), """
+    joints = in_browser(browser, write(tmpdir, demo, documents), """
         const found = [];
         for (const piece of document.querySelectorAll('.cut')) {
             const end = piece.lastChild, next = piece.nextSibling;
             piece.scrollIntoView({block: 'end'});
-            await new Promise(done => setTimeout(done, 500));
+            for (let frame = 0; frame < 3; frame++) await new Promise(requestAnimationFrame);
             const ends = end.getClientRects()[0], begins = next.firstElementChild.getClientRects()[0];
             const hit = document.elementFromPoint(ends.left + 2, ends.top + ends.height / 2) === end;
             const room = piece.getBoundingClientRect().right - ends.right;

@@ -90,3 +90,11 @@ def test_name_and_dir_are_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert releases.name_and_dir('best') == ('best', str(tmp_path))
     assert releases.name_and_dir(os.path.join('runs', 'best')) == ('best', str(tmp_path / 'runs'))
+
+
+def test_weights_name_reads_no_giant(tmp_path):
+    path = tmp_path / 'checkpoint'
+    with open(str(path), 'wb') as file:
+        file.write(b'model_checkpoint_path: "model.ckpt"\n')
+        file.truncate(2 ** 40)
+    assert releases.weights_name(str(path)) == 'model.ckpt'

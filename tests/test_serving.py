@@ -7,6 +7,7 @@ import math
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import sys
@@ -25,6 +26,7 @@ from gpt2.sampler import load, random_draws
 from gpt2.serving import web
 from gpt2.serving.completions import Refusal, Request
 from gpt2.serving.engine import Engine, Turns
+from gpt2.system import process
 from gpt2.system.tf1 import tf
 from helpers import peers, reference
 from helpers.paths import MODELS, SRC
@@ -380,6 +382,11 @@ def test_pages_of_others_cannot_send_requests(client):
         assert not [name for name in headers.keys() if name.lower().startswith('access-control')]
 
 
+def test_host_is_the_same_in_small_and_capital_letters():
+    for name in 'MyComputer:8000', 'mycomputer':
+        assert client_of(host='MyComputer')(path='/nothing', headers={'Host': name}, method='GET')[0] == 404
+
+
 def test_key_is_needed_for_the_api_alone():
     send = client_of(host='192.0.2.1', api_key='secret')
     models = dict(method='GET', path='/v1/models')
@@ -469,6 +476,21 @@ def test_choice_holds_back_what_may_become_a_stop_string():
     found = brought()
     assert ''.join(piece[0] for piece in found) == 'c' and found[-1][2] == 'stop' and choice.ended
     assert sum((piece[1] for piece in found), []) == [ord('c')]
+
+
+def test_choice_compares_no_more_of_a_stop_string_than_it_has_text():
+    """One of a million characters would keep all clients waiting for a minute at each token."""
+    class Stop(str):
+        def __getitem__(self, part):
+            compared.append(part.stop)
+            return str.__getitem__(self, part)
+
+    compared = []
+    choice, brought = choice_of([Stop('bb' + 'e' * 1000)])
+    feed(choice, 'abba')
+    assert ''.join(piece[0] for piece in brought()) == 'abba' and max(compared) <= 4
+    feed(choice, 'b')
+    assert not brought(), 'the beginning of the stop string was not held back'
 
 
 def test_choice_sends_whole_characters():
@@ -717,6 +739,7 @@ def test_serve_ends_and_tells_its_clients(number, status):
 
 @pytest.mark.parametrize('flags, problem', [
     (dict(host='0.0.0.0'), 'api_key'), (dict(host='192.0.2.1', api_key=''), 'api_key'), (dict(api_key=' '), 'api_key'),
+    (dict(api_key='schl\xfcssel'), 'ASCII'), (dict(api_key='a\n'), 'api_key'),
     (dict(host='0.0.0.0', api_key='a', no_api_key=True), 'either'), (dict(port=65536), 'port'),
     (dict(batch_size=0), 'batch_size'), (dict(max_waiting=0), 'max_waiting'), (dict(precision='int4'), 'precision'),
     (dict(models_dir='/nowhere'), 'nowhere')], ids=lambda value: value if isinstance(value, str) else '')
@@ -739,7 +762,7 @@ def test_serve_says_what_is_missing(monkeypatch):
         serve.serve('demo')
 
 
-def test_serve_passes_its_flags_on(monkeypatch, tiny_models, capsys):
+def test_serve_passes_its_flags_on(monkeypatch, tiny_models, tmp_path, capsys):
     seen = []
     monkeypatch.setattr('gpt2.serving.engine.Engine', lambda *arguments: seen.append(arguments))
     monkeypatch.setattr(web, 'warm_up', lambda *arguments: None)
@@ -747,5 +770,10 @@ def test_serve_passes_its_flags_on(monkeypatch, tiny_models, capsys):
     monkeypatch.setattr(web, 'run', lambda app, engine, sock: seen.append((app, sock.close())))
     serve.serve('tiny', '127.0.0.1', 0, 'key', False, 5, 6, 'int8', tiny_models)
     assert seen[0][1:] == ('tiny', tiny_models, 'int8', 5, 6) and seen[1][0] == ('tiny', '127.0.0.1', 'key')
+    monkeypatch.setattr(process, 'stdout_is_optional', False)
+    shutil.copytree(os.path.join(tiny_models, 'tiny'), str(tmp_path / 'a\x1b[2J'))
+    serve.serve('a\x1b[2J', port=0, models_dir=str(tmp_path))
+    assert 'a\\x1b[2J: http://' in capsys.readouterr().out
+    assert process.stdout_is_optional, 'it ends when nobody reads its address'
     serve.serve('tiny', '0.0.0.0', 0, no_api_key=True, models_dir=tiny_models)
-    assert seen[3][0] == ('tiny', '0.0.0.0', None)
+    assert seen[5][0] == ('tiny', '0.0.0.0', None)

@@ -1219,6 +1219,25 @@ def test_prepare_resumes_a_run_whose_flags_were_not_saved(models_dir, tuned, mon
     assert '--seed 4 -> 5' in assert_goes_on(models_dir, tuned, monkeypatch, capsys, seed=5)
 
 
+@pytest.mark.parametrize('line', [
+    b'5', b'[' * 10 ** 5, b'\0\0\0', b'\xff', b'{"step": 1, "loss_nats": "x"}', b'{"loss_nats": 1}'],
+    ids=['number', 'nested', 'zeros', 'not UTF-8', 'text', 'no step'])
+def test_record_names_a_line_that_it_has_not_written(tmp_path, line):
+    """A power failure may leave bytes of zero."""
+    (tmp_path / 'metrics.jsonl').write_bytes(b'{"step": 0, "valid_loss_nats": 1}\n' + line + b'\n')
+    with pytest.raises(ValueError, match=r'metrics\.jsonl, line 2, is damaged .*; remove this line'):
+        record.Record(str(tmp_path), first_step=1)
+
+
+def test_run_in_a_folder_that_is_not_utf_8_is_refused_before_anything_is_written(tmp_path):
+    folder = os.path.join(str(tmp_path), os.fsdecode(b'mod\xe8les'))
+    with pytest.raises(ValueError, match='is not UTF-8; choose'):
+        run_folder.claimed(folder)
+    assert not os.path.exists(folder)
+    with run_folder.claimed(os.path.join(str(tmp_path), os.fsencode('модели').decode('ascii', 'surrogateescape'))):
+        assert os.listdir(str(tmp_path)) == [os.fsdecode('модели'.encode('utf-8'))]
+
+
 def test_record_finds_its_folder_in_a_posix_locale(tmp_path):
     """Where Python has surrogates in a path that is not ASCII, which TensorFlow cannot encode."""
     folder = os.path.join(str(tmp_path), os.fsencode('модели').decode('ascii', 'surrogateescape'))

@@ -92,7 +92,7 @@ def models_in(folder):
 def weights_name(path):
     """The name of the weights, such as model.ckpt, that a file `checkpoint` gives, or None if it gives none."""
     with open(path, encoding='utf-8', errors='replace') as file:
-        found = re.search(r'^model_checkpoint_path: "(.+)"', file.read(), re.MULTILINE)
+        found = re.search(r'^model_checkpoint_path: "(.+)"', file.read(2 ** 20), re.MULTILINE)
     # The folder may have moved since, and Windows may have written it, with backslashes.
     return found and re.split(r'[/\\]', found.group(1))[-1]
 

@@ -3,8 +3,6 @@ import os
 
 from gpt2.system import files
 
-MAX_BYTES = 2 ** 27  # of a file; the tokenizer.json of a large vocabulary has a tenth of that
-
 
 def read(folder, name, optional=False):
     """The dict in a JSON file of a folder; {} if it is optional and missing.
@@ -16,8 +14,6 @@ def read(folder, name, optional=False):
         if optional:
             return {}
         raise FileNotFoundError('%s has no %s; fetch it from where the model came from' % (folder, name))
-    if os.path.getsize(path) > MAX_BYTES:
-        raise ValueError('%s has over %d bytes; such a file is not supported' % (path, MAX_BYTES))
     return files.read_json(path)
 
 

@@ -19,11 +19,12 @@ def export(model_name, folder, models_dir):
         tokens, lengths = tf.placeholder(tf.int32, [None, None], 'tokens'), tf.placeholder(tf.int32, [None], 'lengths')
         signatures = dict(sampling(hparams, tokens, lengths), score=scoring(hparams, tokens, lengths))
         checkpoint.restore(sess, model_name, models_dir)
-        builder = tf.saved_model.builder.SavedModelBuilder(os.path.join(part, VERSION))
-        builder.add_meta_graph_and_variables(sess, ['serve'], signature_def_map={
-            name: tf.saved_model.signature_def_utils.predict_signature_def(*ends)
-            for name, ends in signatures.items()}, strip_default_attrs=True)
-        builder.save()
+        with checkpoint.as_tensorflow_finds(os.path.join(part, VERSION)) as found:
+            builder = tf.saved_model.builder.SavedModelBuilder(found)
+            builder.add_meta_graph_and_variables(sess, ['serve'], signature_def_map={
+                name: tf.saved_model.signature_def_utils.predict_signature_def(*ends)
+                for name, ends in signatures.items()}, strip_default_attrs=True)
+            builder.save()
         assets = os.path.join(part, VERSION, 'assets')
         os.makedirs(assets)
         for name in checkpoint.VOCABULARY_FILES:

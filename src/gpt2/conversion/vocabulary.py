@@ -107,8 +107,7 @@ def content_of(token):
 
 def read_merges(path):
     """The pairs of symbols in a merges.txt, a list of tuples. The line with the version may be missing."""
-    with open(path, encoding='utf-8') as file:
-        lines = file.read().rstrip('\n').split('\n')
+    lines = files.read_text(path).rstrip('\n').split('\n')
     return check_merges([tuple(line.split()) for line in lines[lines[0].startswith('#version'):] if line])
 
 

@@ -75,8 +75,8 @@ def write_checkpoint(folder, variables, arrays):
     prefix = os.path.join(folder, 'model.ckpt')
     tensor_bundle.write(*checkpoint.data_and_index(prefix), arrays=with_progress(variables, arrays))
     graph = next(iter(variables.values())).graph
-    with graph.as_default():
-        checkpoint.saver(graph, variables).export_meta_graph(prefix + checkpoint.WEIGHTS_SUFFIXES[2])
+    with graph.as_default(), checkpoint.as_tensorflow_finds(prefix) as found:
+        checkpoint.saver(graph, variables).export_meta_graph(found + checkpoint.WEIGHTS_SUFFIXES[2])
     checkpoint.name_weights(folder, 'model.ckpt')
 
 

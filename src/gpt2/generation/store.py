@@ -72,8 +72,7 @@ class Folder(Store):
 
     def read(self, name):
         """The bytes of a file."""
-        with open(os.path.join(self.path, name), 'rb') as file:
-            return file.read()
+        return files.read_bytes(os.path.join(self.path, name))
 
     def add(self, name, data):
         """Write the bytes of a file, completely or not at all."""

@@ -184,7 +184,8 @@ class Choice(object):
     def n_unsure(self):
         """How many characters at the end of the text may be the beginning of a stop string."""
         new = self.text[self.n_before:]
-        return max([n for stop in self.stops for n in range(1, len(stop)) if new.endswith(stop[:n])], default=0)
+        return max([n for stop in self.stops for n in range(1, min(len(stop), len(new) + 1)) if new.endswith(stop[:n])],
+                   default=0)
 
     def add(self, token, logprob, top_ids, top_logprobs):
         """Add a token to the text, and to those that are held back."""

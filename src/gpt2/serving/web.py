@@ -83,7 +83,8 @@ def application(engine, text_encoder, model_name, host, api_key):
 
     @app.before_request
     def check_host_and_key():
-        if host not in ANY_ADDRESS and host_name(flask.request.headers.get('Host', '')) not in LOOPBACK + (host,):
+        name = host_name(flask.request.headers.get('Host', ''))
+        if host not in ANY_ADDRESS and name not in LOOPBACK + (host.lower(),):
             raise Refusal('this server does not have the name in the Host header; use %s' % host)
         given = flask.request.headers.get('Authorization', '').encode('utf-8')
         if api_key and flask.request.path.startswith('/v1/') and not hmac.compare_digest(

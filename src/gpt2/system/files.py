@@ -1,6 +1,7 @@
 """Files that are written completely or not at all, JSON files, and locks on folders. No TensorFlow."""
 import contextlib
 import hashlib
+import io
 import json
 import os
 import platform
@@ -13,6 +14,7 @@ except ImportError:  # Windows
     fcntl = None
     import msvcrt
 
+MAX_BYTES = 2 ** 27  # of a file that is read as a whole; the tokenizer.json of a large vocabulary has a tenth of that
 LOCKED_BYTE = 2 ** 20  # on Windows no other process can read a locked byte, so it is far behind the lock file's text
 
 
@@ -60,8 +62,21 @@ def read_json(path, kinds=None, remedy='fetch it again'):
     kinds: {name: the types that the value may have, None among them if it may be missing}. Other names are not checked.
     Raises ValueError, with the remedy, for a file that does not contain such a dict.
     """
+    return parse_dict(read_bytes(path), path, kinds, remedy)
+
+
+def read_bytes(path):
+    """The bytes of a file. Raises ValueError for more than MAX_BYTES: it may be a link to /dev/zero."""
     with open(path, 'rb') as file:
-        return parse_dict(file.read(), path, kinds, remedy)
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ValueError('%s has over %d bytes; such a file is not supported' % (path, MAX_BYTES))
+    return data
+
+
+def read_text(path):
+    """The text of a UTF-8 file. Raises as read_bytes does."""
+    return io.TextIOWrapper(io.BytesIO(read_bytes(path)), 'utf-8').read()
 
 
 def parse_dict(data, path, kinds=None, remedy='fetch it again'):

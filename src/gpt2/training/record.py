@@ -1,6 +1,5 @@
 """The record of a run's losses: a line per step in metrics.jsonl, the same for TensorBoard, and a plot, loss.png."""
 import contextlib
-import json
 import os
 import time
 
@@ -9,6 +8,9 @@ import numpy as np
 from gpt2.chart import chart
 from gpt2.system import files
 from gpt2.system.tf1 import tf
+
+# Of the figures that are computed with.
+KINDS = {'step': (int,), 'loss_nats': (int, float, None), 'valid_loss_nats': (int, float, None)}
 
 
 class Record(object):
@@ -30,8 +32,9 @@ class Record(object):
         """A list of what was added. An incomplete last line, of a killed process, is left out."""
         if not os.path.exists(self.path):
             return []
-        with open(self.path, encoding='utf-8') as file:
-            return [json.loads(line) for line in file if line.endswith('\n')]
+        with open(self.path, 'rb') as file:
+            return [files.parse_dict(line, '%s, line %d,' % (self.path, number), KINDS, 'remove this line')
+                    for number, line in enumerate(file, 1) if line.endswith(b'\n')]
 
     def add(self, figures):
         """Add a line: the figures {name: number} of a step, including 'step'."""

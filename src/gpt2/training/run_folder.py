@@ -74,6 +74,10 @@ def claimed(folder):
                          % (folder, holder))
 
     last_save(folder)  # which raises, before anything is written
+    try:
+        os.fsencode(folder).decode('utf-8')
+    except UnicodeDecodeError:  # TensorBoard's files could not be written
+        raise ValueError('%s is not UTF-8; choose another --run_name or --models_dir' % folder)
     os.makedirs(inside(folder, ''), exist_ok=True)
     return files.folder_lock(inside(folder, ''), refuse)
 
