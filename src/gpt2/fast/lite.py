@@ -67,7 +67,7 @@ class Cut(object):
         return tf.placeholder(tf.float32, [None, self.width])
 
     def numbers(self, shape):
-        """Numbers that are replaced later, in the place of a matrix or its bias. The converter would merge equal ones."""
+        """In the place of a matrix or its bias, numbers that are replaced later. The converter would merge equal ones."""
         self.n_constants += 1
         return np.full(shape, self.n_constants, np.float32)
 
