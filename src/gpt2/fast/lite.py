@@ -67,7 +67,7 @@ class Cut(object):
         return tf.placeholder(tf.float32, [None, self.width])
 
     def numbers(self, shape):
-        """In the place of a matrix or its bias, numbers that are replaced later. The converter would merge equal ones."""
+        """Numbers for a matrix or its bias that are replaced later. The converter would merge equal ones."""
         self.n_constants += 1
         return np.full(shape, self.n_constants, np.float32)
 
@@ -110,7 +110,7 @@ class Matrix(object):
 
     def product(self, x_RN, transpose_b, input_activation):
         self.cut.matrices[-1].append(self.name)
-        if input_activation is model.gelu:
+        if input_activation is model.gelu:  # written so that the converter makes one operation of it
             x_RN = 0.5 * x_RN * (1 + tf.tanh(math.sqrt(2 / math.pi) * (x_RN + 0.044715 * tf.pow(x_RN, 3))))
         return tf.matmul(x_RN, tf.constant(self.cut.numbers(self.shape)))
 
@@ -157,7 +157,7 @@ def converted():
 
 
 def filled(content, vectors, matrices, first_layer, read, read_matrix):
-    """A file with a piece that has a network's weights: a ModelT.
+    """A piece with a network's weights: a file in LiteRT's format, a ModelT.
 
     content, vectors, matrices: as converted returns them.  first_layer: what layer 0 of the piece is in the network.
     read: function from a vector's name to its float32 array.  read_matrix: from a matrix's to what rounded() returns.
@@ -231,8 +231,8 @@ def matrix_reader(read):
 def pieces_of(files):
     """Functions of arrays, one for each file, as lists of arrays.
 
-    They are parts of one file, which LiteRT computes in the same threads. If each had threads of its own, those of the
-    last piece would look for work for a while, and occupy the cores.
+    They are parts of one file, so that the same threads compute them all. With threads of their own, those of a piece
+    would occupy the cores for a while after it, looking for work.
     """
     joined, signatures = lite_schema.ModelT(), []
     joined.version, joined.buffers, joined.operatorCodes, joined.subgraphs = 3, [], [], []
@@ -253,7 +253,7 @@ def pieces_of(files):
 
 
 def signature(name, subgraph, inputs, outputs):
-    """A function of a file in LiteRT's format. inputs, outputs: {name: number of a tensor of the subgraph}."""
+    """A function that a file in LiteRT's format offers. inputs, outputs: {name: number of a tensor of the subgraph}."""
     found = lite_schema.SignatureDefT()
     found.signatureKey, found.subgraphIndex, found.inputs, found.outputs = name, subgraph, [], []
     for entries, tensors in ((found.inputs, inputs), (found.outputs, outputs)):
@@ -264,7 +264,7 @@ def signature(name, subgraph, inputs, outputs):
 
 
 class Piece(object):
-    """A function of arrays that LiteRT computes. run: a SignatureRunner, whose inputs and outputs are numbered."""
+    """A function of arrays that LiteRT computes. run: a SignatureRunner; numbers are the names of its inputs and outputs."""
 
     def __init__(self, run):
         self.run = run
