@@ -264,7 +264,7 @@ def signature(name, subgraph, inputs, outputs):
 
 
 class Piece(object):
-    """A function of arrays that LiteRT computes. run: a SignatureRunner; numbers are the names of its inputs and outputs."""
+    """A function of arrays that LiteRT computes. run: a SignatureRunner; its tensors' names are numbers."""
 
     def __init__(self, run):
         self.run = run
