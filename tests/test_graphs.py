@@ -2,15 +2,15 @@
 
 Results are tested elsewhere. These tests hold what makes a graph fast, so that a faster way to compute may change them.
 """
+from collections import Counter
+
 import numpy as np
 import pytest
 
-from gpt2.fast import cache
-from gpt2.fast import matmul
-from gpt2.fast import xla
+from gpt2.fast import cache, lite, matmul, xla
 import model
 import sample
-from gpt2.system.tf1 import tf
+from gpt2.system.tf1 import batch_gather, lite_schema, tf
 from gpt2.training.graph import build, loss_and_gradients
 from helpers import tiny
 from helpers.networks import decode
@@ -51,6 +51,22 @@ def test_transposed_embedding_is_transposed_once_outside_the_loop(sess, monkeypa
     enters = [operation.inputs[1].op for operation in operations if operation.type == 'MatMul']
     assert [enter.type for enter in enters] == ['Enter'] * 2  # the factors come into the loop from outside
     assert all(enter.inputs[0].shape.as_list() == [4, width] for enter in enters)
+
+
+@on_tensorflow_2
+def test_piece_of_8_bit_weights_has_no_operations_for_biases_and_one_for_gelu():
+    """The additions are those of the residual stream, and two in each layer norm."""
+    _, (_, (content, _, _), _) = lite.converted()
+    file, kind = lite_schema.ModelT.InitFromPackedBuf(content, 0), lite_schema.BuiltinOperator
+    found = Counter(file.operatorCodes[operator.opcodeIndex].builtinCode for operator in file.subgraphs[0].operators)
+    assert (found[kind.FULLY_CONNECTED], found[kind.GELU], found[kind.ADD]) == (4, 1, 6)
+
+
+@on_tensorflow_2
+def test_batch_gather_is_one_operation(sess):
+    batch_gather(tf.placeholder(tf.float32, [None, 5]), tf.placeholder(tf.int32, [None, 3]))
+    kinds = Counter(operation.type for operation in tf.get_default_graph().get_operations())
+    assert kinds == Counter(Placeholder=2, Const=1, GatherV2=1)
 
 
 def test_blocked_embedding_is_not_copied(sess, monkeypatch):

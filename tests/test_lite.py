@@ -218,6 +218,20 @@ def test_networks_compute_side_by_side_in_threads():
         assert max(np.abs(logits - expected[key]).max() for logits in found[key]) < 1e-3 * span
 
 
+@with_lite
+@pytest.mark.skipif(not os.path.isdir('/proc/self/task'), reason='only Linux lists threads in /proc')
+def test_layers_share_their_threads():
+    """Those of another layer would still look for work, and occupy the cores."""
+    networks, n_threads = [], []
+    for n_layer in (1, 6):
+        hparams = tiny.hparams(**dict(HPARAMS, n_layer=n_layer))
+        networks.append(network_of(hparams, tiny.random_weights(hparams)))
+        before = len(os.listdir('/proc/self/task'))
+        logits_of(networks[-1], np.zeros([1, 5], int))
+        n_threads.append(len(os.listdir('/proc/self/task')) - before)
+    assert n_threads[0] == n_threads[1]
+
+
 # Errors
 
 def test_check_is_an_error_on_a_gpu_and_on_tensorflow_1(monkeypatch):
