@@ -196,9 +196,9 @@ def packed(file):
     """The content of a file in LiteRT's format."""
     import flatbuffers  # comes with TensorFlow 2
     n_bytes = sum(len(buffer.data) for buffer in file.buffers if buffer.data is not None)
-    builder = flatbuffers.Builder(n_bytes + 2 ** 16)
+    builder = flatbuffers.Builder(n_bytes + 2 ** 20)  # with room for 100 layers, since growing would copy it
     builder.Finish(file.Pack(builder), b'TFL3')
-    return bytes(builder.Output())
+    return bytes(memoryview(builder.Bytes)[builder.Head():])  # builder.Output() would copy it once more
 
 
 def rounded(weight_MN, name):
