@@ -136,13 +136,6 @@ def test_set_up_is_done_before_what_takes_long_is_imported():
     assert set(new) <= {'gpt2', 'gpt2.system', 'gpt2.system.process', 'termios', 'time', 'errno', '_signal'}, new
 
 
-def test_set_up_ends_the_process_when_it_is_interrupted_while_it_prepares_the_streams():
-    program = ('import os, signal, sys, time; sys.path.insert(0, %r); from gpt2.system import process\n'
-               'process.use_utf8 = lambda: (os.kill(os.getpid(), signal.SIGINT), time.sleep(%d))\n'
-               'process.set_up()' % (SRC, FOREVER))
-    assert finished([sys.executable, '-c', program]) == (130, b'', b'')
-
-
 # A process that is to end
 
 @pytest.mark.slow

@@ -44,8 +44,8 @@ def set_up():
         caller = caller.f_back
     is_command = caller is None
     if is_command:
+        use_utf8()
         end_when_interrupted()
-        use_utf8()  # which imports a codec
         show_error = sys.excepthook
         sys.excepthook = lambda kind, error, trace: (
             print_error(error) if issubclass(kind, ImportError) else show_error(kind, error, trace))
