@@ -210,8 +210,8 @@ def test_score_documents_has_predictions_in_the_order_of_the_text(case):
     found = documents.score_documents(
         case.model, pieces, options, n_bytes=len(text), label='', predict=case.model.predictor(3))
     assert [ids.tolist() for ids in found.documents] == [case.model.encoder.encode(part) for part in (text, TEXT)]
-    for ids, predictions, nats_N in zip(found.documents, found.predictions, plain.nats):
-        np.testing.assert_allclose(predictions.nats, nats_N, rtol=1e-4, atol=1e-4)
+    for ids, predictions, costs in zip(found.documents, found.predictions, plain.predictions):
+        np.testing.assert_allclose(predictions.nats, costs.nats, rtol=1e-4, atol=1e-4)
         assert predictions.top_ids.shape == (len(ids), 3) and predictions.entropy.shape == ids.shape
         is_top = predictions.rank == 1
         assert np.array_equal(predictions.top_ids[is_top, 0], ids[is_top]) and is_top.any()
@@ -637,7 +637,7 @@ def test_score_documents_equals_transformers_with_a_sliding_window(case, torch_m
     options = ALL._replace(stride=stride)
     ours = documents.score_documents(case.model, [text, None], options, n_bytes=len(text), label='')
     assert not ours.interrupted and ours.share == 1 and ours.documents[0].tolist() == ids
-    np.testing.assert_allclose(ours.nats[0], np.concatenate(nats), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(ours.predictions[0].nats, np.concatenate(nats), rtol=1e-4, atol=1e-4)
 
 
 @pytest.fixture(scope='module')
