@@ -122,9 +122,9 @@ def test_network_is_numpy_with_the_same_rounded_weights_up_to_the_rounding_of_ro
     expected = reference.forward(rounded_weights(weights), ids, hparams.n_head)[0]
     span = np.ptp(expected)
     in_turn = [1] * hparams.n_ctx
-    for widths, limit, value in ((None, 'TOKENS_AT_A_TIME', 256), (in_turn, 'MIN_NUMBERS_TO_SHARE', 2 ** 18),
+    for widths, limit, value in ((None, 'TOKENS_AT_A_TIME', 256), (in_turn, 'TOKENS_AT_A_TIME', 256),
                                  ([5, 1, hparams.n_ctx - 6], 'TOKENS_AT_A_TIME', 256), (None, 'TOKENS_AT_A_TIME', 7),
-                                 (None, 'MAX_SCORES', 100), (in_turn, 'MIN_NUMBERS_TO_SHARE', 40)):
+                                 (None, 'MAX_SCORES', 100)):
         monkeypatch.setattr(lite, limit, value)
         difference = np.abs(logits_of(network, ids, widths) - expected)
         # A step is a 255th of a row's range, so a number is off by a 900th of it on average; these add up at random.

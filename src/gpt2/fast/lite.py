@@ -33,7 +33,6 @@ except ImportError:  # TensorFlow 2's own does the same, and warns that it will 
 TOKENS_AT_A_TIME = 256  # of a prompt, so that attention does not compute all scores that the mask removes
 ROWS_AT_A_TIME = 2 ** 10  # that are rounded: 3 MB of the vocabulary instead of 154
 MAX_SCORES = 2 ** 24  # attention scores that are in memory at a time: 64 MB
-MIN_NUMBERS_TO_SHARE = 2 ** 18  # of keys: for fewer, one core is done before others have started
 
 
 def check():
@@ -297,13 +296,14 @@ class Network(object):
     """
 
     def __init__(self, hparams, read):
-        self.hparams, self.lock, self.pool = hparams, threading.Lock(), futures.ThreadPoolExecutor(process.n_cores())
+        self.hparams, self.lock = hparams, threading.Lock()
         attend, (first, between, last) = converted()
         orders = [first + (0,)] + [between + (layer,) for layer in range(hparams.n_layer - 1)]
         orders += [last + (hparams.n_layer - 2,)]
         read_matrix = matrix_reader(read)
         self.wte, self.wpe = read_matrix('model/wte'), read('model/wpe')
-        files = list(self.pool.map(lambda order: filled(*order, read, read_matrix), orders))
+        with futures.ThreadPoolExecutor(process.n_cores()) as pool:
+            files = list(pool.map(lambda order: filled(*order, read, read_matrix), orders))
         self.attend, *self.pieces = pieces_of([lite_schema.ModelT.InitFromPackedBuf(attend, 0)] + files)
 
     def past(self, batch, n_positions):
@@ -338,11 +338,6 @@ class Network(object):
         with self.lock:
             return self.pieces[-1](*states_2RD)[0]
 
-    def share(self, function, parts):
-        """[function(*part) for part in parts], each in a thread, the first in this one."""
-        others = [self.pool.submit(function, *part) for part in parts[1:]]
-        return [function(*parts[0])] + [other.result() for other in others]
-
     def attention(self, qkv_RN, past, layer, mask_TS):
         """What each new token attends to: float32 [R, D]. The new tokens join the layer's past.
 
@@ -354,18 +349,13 @@ class Network(object):
         k_GSK, v_GSK = past.pairs[layer, :, :, :past.n_seen]
         q_GTK = qkv[0] / np.float32(math.sqrt(size))
         if n_new == 1:
-            n_parts = process.n_cores() if k_GSK.size >= MIN_NUMBERS_TO_SHARE else 1
-            mixed = self.share(attend_one, parts_of((q_GTK, k_GSK, v_GSK), n_parts))
+            # In one thread: the threads of the pieces look for work for a while after each, and occupy the other cores.
+            mixed_GTK = attend_one(q_GTK, k_GSK, v_GSK)
         else:
             n_parts = -(-len(q_GTK) * mask_TS.size // MAX_SCORES)
-            mixed = [self.attend(*part, mask_TS)[0] for part in parts_of((q_GTK, k_GSK, v_GSK), n_parts)]
-        mixed_GTK = np.concatenate(mixed) if len(mixed) > 1 else mixed[0]
+            parts = [np.array_split(x, n_parts) for x in (q_GTK, k_GSK, v_GSK)]
+            mixed_GTK = np.concatenate([self.attend(*part, mask_TS)[0] for part in zip(*parts)])
         return mixed_GTK.reshape(-1, n_head, n_new, size).transpose(0, 2, 1, 3).reshape(-1, n_head * size)
-
-
-def parts_of(heads, n):
-    """Arrays [G, ...] in n parts along their heads: a list of n tuples."""
-    return list(zip(*[np.array_split(x, n) for x in heads])) if n > 1 else [heads]
 
 
 def attend_one(q_G1K, k_GSK, v_GSK):
