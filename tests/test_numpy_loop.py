@@ -55,6 +55,12 @@ def test_loop_samples_what_sample_sequence_does(sess, options):
         np.testing.assert_array_equal(np.transpose(seen), found[:, min(lengths):])
 
 
+@pytest.mark.parametrize('options', [dict(temperature=-1), dict(top_k=-1), dict(top_p=0), dict(length=-1)], ids=str)
+def test_loop_rejects_options_as_sample_sequence_does(options):
+    with pytest.raises(ValueError, match=list(options)[0]):
+        numpy_loop.loop(None, **dict(dict(length=3), **options))
+
+
 @pytest.mark.parametrize('n_vocab', [1, 7, 256, 1733 * 29])
 def test_next_token_is_that_of_sample_py(sess, n_vocab):
     """For logits that tie and that do not, every kind of filter, and draws from the first to the last number."""

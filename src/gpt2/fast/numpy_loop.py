@@ -20,7 +20,7 @@ def loop(network, length, watch=None, *, temperature=1, top_k=0, top_p=1, end_to
 
     def run(context_BC, length_B, draws):
         def choose(logits_AV, n_seen, row_A, given_A, ended_A):
-            token_A, ended_A = np.where(ended_A, filler, given_A), ended_A.copy()
+            token_A, ended_A = given_A.copy(), ended_A.copy()
             for i, row in enumerate(row_A):
                 n_drawn = n_seen - length_B[row]  # below 0 inside a prompt, where the next token is given
                 if n_drawn >= 0 and not ended_A[i]:
