@@ -25,12 +25,12 @@ EVERY_SIGNAL = pytest.mark.parametrize('number', process.INTERRUPTS)
 
 # When it begins
 
-COMMANDS = ['evaluate.py', 'generate_dataset.py', 'generate_unconditional_samples.py',
-            'interactive_conditional_samples.py', 'train.py']
+COMMANDS = ['convert.py', 'evaluate.py', 'generate_dataset.py', 'generate_unconditional_samples.py',
+            'interactive_conditional_samples.py', 'serve.py', 'train.py']
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name, number', list(zip(COMMANDS, 2 * process.INTERRUPTS)))
+@pytest.mark.parametrize('name, number', list(zip(COMMANDS, 3 * process.INTERRUPTS)))
 def test_set_up_is_what_a_command_does_first(tmp_path, name, number):
     """A slow package that says when it is loaded stands in for a slow disk."""
     (tmp_path / 'json.py').write_text('import time\nprint("loading", flush=True)\ntime.sleep(999)\n', encoding='utf-8')
