@@ -38,7 +38,7 @@ MAY_IMPORT = collections.OrderedDict([
     ('gpt2.corpus', ['gpt2.system']),
     ('gpt2.chart', ['gpt2.system']),
     ('sample', ['model', 'gpt2.fast', 'gpt2.system.tf1']),
-    ('gpt2.fast.numpy_loop', ['sample']),
+    ('gpt2.fast.numpy_loop', ['sample', 'gpt2.fast']),
     ('gpt2.session', ['gpt2.fast', 'gpt2.system']),
     ('gpt2.checkpoint', ['model', 'gpt2.session', 'gpt2.releases', 'gpt2.fast', 'gpt2.system']),
     ('gpt2.sampler', LIBRARY[1:]),

@@ -163,8 +163,7 @@ def top_k(logits_BV, k):
     The k greatest are all in those k groups of logits that have the greatest maxima, so only these groups are sorted.
     """
     n_vocab = logits_BV.shape.as_list()[-1]
-    # With groups about as large as the square root of V / k, the fewest logits are sorted.
-    n_each = next(n for n in range(int(math.sqrt(n_vocab / k)), 0, -1) if n_vocab % n == 0)
+    n_each = group_size(n_vocab, k)
     if n_each == 1:
         return tf.nn.top_k(logits_BV, k=k)
     n_groups = n_vocab // n_each
@@ -173,6 +172,11 @@ def top_k(logits_BV, k):
     ids_BN = tf.reshape(group_BN[:, :, None] + tf.range(0, n_vocab, n_groups), [-1, k * n_each])
     found = tf.nn.top_k(batch_gather(logits_BV, ids_BN), k=k)
     return found.values, batch_gather(ids_BN, found.indices)
+
+
+def group_size(n, k):
+    """How many of n numbers to put into a group, a divisor of n, so that few are sorted to find the k greatest."""
+    return next(size for size in range(int(math.sqrt(n / k)), 0, -1) if n % size == 0)
 
 
 def on_onednn():

@@ -3,10 +3,9 @@
 A call of TensorFlow to choose a token would take a sixth of the token's time, NumPy takes a fiftieth. The filters and
 the draw are those of sample.py; a test holds both to the same tokens. Letters are those of model.py.
 """
-import math
-
 import numpy as np
 
+from gpt2.fast import matmul
 import sample
 
 
@@ -86,7 +85,6 @@ def likeliest(logits_V, k):
     if not 0 < k < n_vocab:
         return np.arange(n_vocab)
     # The k-th greatest maximum of groups is a bound: k logits or more are as great, and few of the others.
-    n_each = next(n for n in range(int(math.sqrt(n_vocab / k)), 0, -1) if n_vocab % n == 0)
-    bound = np.partition(logits_V.reshape(n_each, -1).max(axis=0), -k)[-k]
+    bound = np.partition(logits_V.reshape(matmul.group_size(n_vocab, k), -1).max(axis=0), -k)[-k]
     id_N = np.flatnonzero(logits_V >= bound)
     return id_N[logits_V[id_N] >= np.partition(logits_V[id_N], -k)[-k]]

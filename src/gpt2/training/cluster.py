@@ -16,6 +16,8 @@ import socket
 import threading
 import time
 
+import numpy as np
+
 from gpt2 import session
 from gpt2.system import files, process
 from gpt2.system.progress import report
@@ -101,9 +103,12 @@ class LocalWorkers(object):
         """A session for a `with`, as session.session()."""
         return session.session(target=self.target, config=self.config)
 
+    def exchange(self, numbers):
+        return np.array([numbers], np.int64)
+
     def largest(self, number):
-        """The largest of the numbers with which the workers call this, an int."""
-        return int(number)
+        """The largest of the numbers with which the workers call this."""
+        return int(self.exchange([number]).max())
 
     def mean(self, tensors):
         """The means of tensors over all processes."""
@@ -122,7 +127,9 @@ class Cluster(LocalWorkers):
     def __init__(self, addresses, index):
         self.addresses, self.index, self.n_workers, self.is_chief = list(addresses), index, len(addresses), index == 0
         self.device, self.devices = '/job:worker/task:%d' % index, ['']  # for tf.device; the second within the first
+        self.exchanging = None  # the session of exchange()
         self.n_collectives = 0  # each collective operation has a number, the same in all workers
+        self.sums = {}  # {n: (placeholder, sum over the workers)}, to exchange n numbers
         self.lost = None  # what has happened to a lost worker
         self.deadline = math.inf  # when exchange() must have ended
         self.crashes = {}  # not empty if TensorFlow has crashed
@@ -135,10 +142,10 @@ class Cluster(LocalWorkers):
         Raises ValueError if the port is in use, a worker does not start, or their TF_CONFIGs contradict each other.
         """
         from gpt2.system.tf1 import tf
-        port = self.addresses[self.index].rpartition(':')[2]
-        check_port(port, self.index)
+        check_port(self.addresses[self.index], self.index)
         report('worker %d: port %s is open on all network interfaces, and whoever reaches it can read and write files '
-               'as this user; let only the workers reach it' % (self.index, port))
+               'as this user; let only the workers reach it' % (
+                   self.index, self.addresses[self.index].rpartition(':')[2]))
         self.config = session.session_config()
         self.config.experimental.collective_group_leader = '/job:worker/replica:0/task:0'
         self.config.device_filters.append(self.device)
@@ -151,10 +158,7 @@ class Cluster(LocalWorkers):
             # The handler is a C function, since the next fault would interrupt a Python one.
             signal.signal(signal.SIGSEGV, self.crashes.setdefault)
         self.wait_for_all()
-        with tf.Graph().as_default() as graph, tf.device(self.device + '/cpu:0'):
-            self.numbers_W = tf.placeholder(tf.int64, [self.n_workers])
-            self.sum_W = self.all_reduce(self.numbers_W, 'Id')
-        self.exchanging = tf.Session(self.target, graph, self.config)
+        self.exchanging = tf.Session(self.target, tf.Graph(), self.config)
         self.deadline = time.time() + SILENCE_SECONDS  # two workers that both have index 0 would wait forever
         self.check_equal([('list of addresses in TF_CONFIG', self.addresses)])
         self.deadline = math.inf
@@ -175,23 +179,25 @@ class Cluster(LocalWorkers):
 
     # Between sessions
 
-    def exchange(self, number):
-        """Send an integer to all workers, and receive theirs: a list of n_workers."""
-        numbers = [number if index == self.index else 0 for index in range(self.n_workers)]
-        return self.run(self.exchanging.run, self.sum_W, {self.numbers_W: numbers}).tolist()
-
-    def largest(self, number):
-        return max(self.exchange(number))
+    def exchange(self, numbers):
+        """Send integers to all workers, and receive theirs: int64 [n_workers, n]."""
+        from gpt2.system.tf1 import tf
+        own = np.zeros([self.n_workers, len(numbers)], np.int64)
+        own[self.index] = numbers
+        if len(numbers) not in self.sums:
+            with self.exchanging.graph.as_default(), tf.device(self.device + '/cpu:0'):
+                own_WN = tf.placeholder(tf.int64, own.shape)
+                self.sums[len(numbers)] = own_WN, self.all_reduce(own_WN, 'Id')
+        own_WN, sum_WN = self.sums[len(numbers)]
+        return self.run(self.exchanging.run, sum_WN, {own_WN: own})
 
     def check_equal(self, facts):
         """Raises ValueError if a worker's facts differ from the chief's. facts: [(name, value)], names equal in all."""
         digests = [int(hashlib.sha256(repr(fact).encode('utf-8')).hexdigest()[:15], 16) for _, fact in facts]
-        found = list(map(self.exchange, digests))
-        differing = []
-        for index, address in enumerate(self.addresses):
-            names = ['a different ' + name for (name, _), numbers in zip(facts, found) if numbers[index] != numbers[0]]
-            if names:
-                differing.append('worker %d, at %s, has %s' % (index, address, ', '.join(names)))
+        found = self.exchange(digests)
+        differing = ['worker %d, at %s, has a different %s' % (index, address, ', a different '.join(
+            [name for (name, _), own, chief in zip(facts, found[index], found[0]) if own != chief]))
+            for index, address in enumerate(self.addresses) if (found[index] != found[0]).any()]
         if differing:
             self.finish()  # a worker that ends at once could cut off others that have not received what differs
             raise ValueError('%s than worker 0; start all workers with the same files and flags' % '; '.join(differing))
@@ -294,8 +300,9 @@ def is_reachable(address):
         return None
 
 
-def check_port(port, index):
-    """Raises ValueError if a worker's port, a str, is in use. gRPC would share it with the process that has it."""
+def check_port(address, index):
+    """Raises ValueError if the port of an address is in use. gRPC would share it with the process that has it."""
+    port = address.rpartition(':')[2]
     with contextlib.closing(socket.socket()) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
