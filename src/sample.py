@@ -9,6 +9,7 @@ import model
 from gpt2.system.tf1 import batch_gather, size, sizes, tf
 
 REMOVED = -1e10  # the logit of a token that a filter took out
+EMPTY = 'the prompt is empty; start from the end-of-text token'
 NO_TOKEN = -1  # follows the end of a row when there is no end token
 
 
@@ -341,18 +342,22 @@ def checked_context(hparams, length, context, start_token, batch_size):
     known_batch = context_BC.shape.as_list()[0]
     if isinstance(batch_size, int) and known_batch not in (None, batch_size):
         raise ValueError('context has %d rows, and batch_size is %d; leave batch_size out' % (known_batch, batch_size))
-    n_context, max_total = size(context_BC, 1), hparams.n_ctx + 1  # the last token drawn is never fed back
-    empty = 'the prompt is empty; start from the end-of-text token'
+    n_context = size(context_BC, 1)
     if not isinstance(n_context, int):
         too_long = 'prompt + length (%d) is over the context of %d; shorten one of them' % (length, hparams.n_ctx)
-        return after([tf.assert_less_equal(n_context + length, max_total, message=too_long),
-                      tf.assert_positive(n_context, message=empty)], context_BC)
-    if n_context < 1:
-        raise ValueError(empty)
-    if n_context + length > max_total:
-        raise ValueError('prompt (%d tokens) + length (%d) is over the context of %d; pass length %d or less'
-                         % (n_context, length, hparams.n_ctx, max_total - n_context))
+        return after([tf.assert_less_equal(n_context + length, hparams.n_ctx + 1, message=too_long),
+                      tf.assert_positive(n_context, message=EMPTY)], context_BC)
+    check_room(hparams, n_context, length)
     return context_BC
+
+
+def check_room(hparams, n_context, length):
+    """Raises ValueError for a prompt of n_context tokens that is empty, or leaves no room for length tokens."""
+    if n_context < 1:
+        raise ValueError(EMPTY)
+    if n_context + length > hparams.n_ctx + 1:  # the last token drawn is never fed back
+        raise ValueError('prompt (%d tokens) + length (%d) is over the context of %d; pass length %d or less'
+                         % (n_context, length, hparams.n_ctx, hparams.n_ctx + 1 - n_context))
 
 
 def checked_lengths(context_lengths, n_context):

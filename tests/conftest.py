@@ -57,6 +57,13 @@ def no_line_each_minute():
 
 
 @pytest.fixture
+def in_tensorflow(monkeypatch):
+    """Samplers compute in TensorFlow, as they do on a GPU and with TensorFlow 1.12."""
+    from gpt2.fast import lite
+    monkeypatch.setattr(lite, 'Interpreter', None)
+
+
+@pytest.fixture
 def sess():
     """A session with one thread and a fresh, seeded graph; both are the defaults during the test."""
     from gpt2.system.tf1 import tf  # here, so that the encoder's tests do not wait for TensorFlow

@@ -150,7 +150,7 @@ def test_litert_file_continues_a_text_as_the_network_of_8_bits(tmp_path):
     with pytest.raises(ValueError, match='exists already'):
         convert.to_litert('odd', path, models_dir=str(tmp_path / 'models'))
     ids = np.random.RandomState(0).randint(0, hparams.n_vocab, [1, 20]).astype(np.int32)
-    network = lite.Network(hparams, weights.__getitem__)
+    network = lite.Network(hparams, weights.__getitem__, 'int8')
     expected_TV = network.logits(network.states(ids, network.past(1, 20))[:, 0])
     run = lite.Interpreter(path).get_signature_runner('next')
     past, n_past = np.full([3, 2, 2, 25, 32], 1e3, np.float32), 0

@@ -21,8 +21,7 @@ import encoder
 import generate_dataset
 import generate_unconditional_samples
 import sample
-from gpt2 import checkpoint
-from gpt2.fast import xla
+from gpt2.fast import lite, xla
 from gpt2.generation import maker, on_ray, plan, store
 from gpt2.sampler import Sampler
 from gpt2.system import files, progress
@@ -386,7 +385,7 @@ def test_generate_dataset_rejects_other_settings_and_names_them(make, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not xla.is_supported(), reason='TensorFlow 1.x does not compile the loop')
-def test_rows_are_the_same_if_the_loop_is_compiled(make, tmp_path, monkeypatch):
+def test_rows_are_the_same_if_the_loop_is_compiled(make, tmp_path, monkeypatch, in_tensorflow):
     """Only for whole batches, here of four: the last of six rows are not worth another program."""
     monkeypatch.setattr(maker, 'Sampler', Sampler)
     prompts = write(tmp_path / 'prompts.txt', 'a\nbcd\nef\nghij\nklm\nn\n')
@@ -455,11 +454,11 @@ def test_generate_dataset_rejects_bad_flags_and_writes_nothing(make, tmp_path, o
 @pytest.mark.slow
 def test_generate_dataset_writes_nothing_if_the_model_cannot_be_built(make, tmp_path, monkeypatch):
     """As with --precision int8 on TensorFlow 1.12."""
-    def load_in_8_bits(*arguments):
+    def is_for(precision):
         raise ValueError('int8 is impossible here')
 
     monkeypatch.setattr(maker, 'Sampler', Sampler)
-    monkeypatch.setattr(checkpoint, 'load_in_8_bits', load_in_8_bits)
+    monkeypatch.setattr(lite, 'is_for', is_for)
     with pytest.raises(ValueError, match='int8 is impossible here'):
         make(nsamples=3, precision='int8')
     assert not (tmp_path / 'rows').exists()

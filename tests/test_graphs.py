@@ -56,7 +56,7 @@ def test_transposed_embedding_is_transposed_once_outside_the_loop(sess, monkeypa
 @on_tensorflow_2
 def test_piece_of_8_bit_weights_has_no_operations_for_biases_and_one_for_gelu():
     """The additions are those of the residual stream, and two in each layer norm."""
-    _, (_, (content, _, _), _) = lite.converted()
+    _, (_, (content, _, _), _) = lite.converted('int8')
     file, kind = lite_schema.ModelT.InitFromPackedBuf(content, 0), lite_schema.BuiltinOperator
     found = Counter(file.operatorCodes[operator.opcodeIndex].builtinCode for operator in file.subgraphs[0].operators)
     assert (found[kind.FULLY_CONNECTED], found[kind.GELU], found[kind.ADD]) == (4, 1, 6)

@@ -1,4 +1,5 @@
-"""lite.py: products and networks of 8-bit weights against NumPy with the same rounded weights, and errors."""
+"""lite.py: products and networks against NumPy, in 8 bits with the same rounded weights, and errors."""
+import functools
 import os
 import shutil
 import sys
@@ -77,8 +78,8 @@ def rounded_rows(x):
     return np.rint(x / unit) * unit
 
 
-def network_of(hparams, weights):
-    return lite.Network(hparams, weights.__getitem__)
+def network_of(hparams, weights, precision='int8'):
+    return lite.Network(hparams, weights.__getitem__, precision)
 
 
 def logits_of(network, ids, widths=None):
@@ -110,35 +111,43 @@ def test_piece_multiplies_as_integers_do(n_row):
 
 
 @with_lite
+@pytest.mark.parametrize('precision', ['float32', 'int8'])
 @pytest.mark.parametrize('changes', [
     dict(), dict(n_layer=1), dict(n_layer=3, n_head=1, n_embd=20), dict(n_head=8, n_embd=72),
     dict(n_vocab=5, n_ctx=16)], ids=['two', 'one layer', 'one head', 'eight heads', 'small'])
-def test_network_is_numpy_with_the_same_rounded_weights_up_to_the_rounding_of_rows(monkeypatch, changes):
+def test_network_is_numpy_and_in_8_bits_with_the_same_rounded_weights(monkeypatch, changes, precision):
     """Read at once or in pieces, up to the last position of the context; whichever limit divides the work."""
     hparams = tiny.hparams(**dict(HPARAMS, **changes))
     weights = tiny.random_weights(hparams, stddev=0.1)
     ids = random().randint(0, hparams.n_vocab, [3, hparams.n_ctx])
-    network = network_of(hparams, weights)
-    expected = reference.forward(rounded_weights(weights), ids, hparams.n_head)[0]
+    network = network_of(hparams, weights, precision)
+    if precision == 'int8':
+        weights = rounded_weights(weights)
+    expected = reference.forward(weights, ids, hparams.n_head)[0]
     span = np.ptp(expected)
     in_turn = [1] * hparams.n_ctx
-    for widths, limit, value in ((None, 'TOKENS_AT_A_TIME', 256), (in_turn, 'TOKENS_AT_A_TIME', 256),
-                                 ([5, 1, hparams.n_ctx - 6], 'TOKENS_AT_A_TIME', 256), (None, 'TOKENS_AT_A_TIME', 7),
+    for widths, limit, value in ((None, 'TOKENS_AT_A_TIME', 512), (in_turn, 'TOKENS_AT_A_TIME', 512),
+                                 ([5, 1, hparams.n_ctx - 6], 'TOKENS_AT_A_TIME', 512), (None, 'TOKENS_AT_A_TIME', 7),
+                                 (None, 'QUERIES_AT_A_TIME', 5), ([3, hparams.n_ctx - 3], 'QUERIES_AT_A_TIME', 4),
                                  (None, 'MAX_SCORES', 100)):
         monkeypatch.setattr(lite, limit, value)
         difference = np.abs(logits_of(network, ids, widths) - expected)
-        # A step is a 255th of a row's range, so a number is off by a 900th of it on average; these add up at random.
-        assert 0 < difference.mean() < 0.004 * span and difference.max() < 0.03 * span, limit
+        if precision == 'float32':
+            assert difference.max() < 1e-6 * span, limit
+        else:
+            # A step is a 255th of a row's range: a number is off by a 900th of it on average; these add up at random.
+            assert 0 < difference.mean() < 0.004 * span and difference.max() < 0.03 * span, limit
 
 
 @with_lite
-def test_network_samples_a_row_of_a_batch_as_it_does_alone():
+@pytest.mark.parametrize('precision', ['float32', 'int8'])
+def test_network_samples_a_row_of_a_batch_as_it_does_alone(precision):
     """With prompts of different lengths, an end token, and rows that end early and leave."""
     hparams = tiny.hparams(**HPARAMS)
-    network = network_of(hparams, tiny.random_weights(hparams))
+    network = network_of(hparams, tiny.random_weights(hparams), precision)
     context, lengths = random().randint(0, 256, [6, 6]), [6, 2, 5, 3, 1, 4]
     draws = random(3).rand(6, 20)
-    run = numpy_loop.loop(network, 20, top_k=20, end_token=7)
+    run = functools.partial(numpy_loop.loop(hparams, 20, top_k=20, end_token=7), network)
     together = run(context, lengths, draws)
     ends = []
     for row in range(6):
@@ -169,7 +178,7 @@ def test_network_of_the_demo_model_is_hardly_worse(shared):
     with open(os.path.join(shared, 'corpus', 'valid.txt'), encoding='utf-8') as file:
         tokens = text_encoder.encode(file.read(60000))
     nats = []
-    for network in (None, checkpoint.load_in_8_bits(hparams, 'demo', MODELS)):
+    for network in (None, checkpoint.load_network(hparams, 'demo', MODELS, 'int8')):
         with tf.Graph().as_default(), tf.Session() as sess:
             score = scorer(sess, hparams, network)
             if network is None:
@@ -234,18 +243,20 @@ def test_layers_share_their_threads():
 
 # Errors
 
-def test_check_is_an_error_on_a_gpu_and_on_tensorflow_1(monkeypatch):
+def test_litert_is_not_for_a_gpu_nor_for_tensorflow_1_and_an_error_in_8_bits(monkeypatch):
     """A GPU that is left unused silently would look slow."""
+    assert lite.is_for('float32') is not tf.__version__.startswith('1.')
     if tf.__version__.startswith('1.'):
         with pytest.raises(ValueError, match='TensorFlow 1.12.0 cannot .* 8-bit weights.*--precision float32.*2.x'):
-            lite.check()
+            lite.is_for('int8')
     monkeypatch.setattr(matmul, 'on_gpu', lambda: True)
+    assert not lite.is_for('float32')
     with pytest.raises(ValueError, match='for a CPU; use --precision float32'):
-        lite.check()
+        lite.is_for('int8')
 
 
 @with_lite
-def test_load_in_8_bits_names_weights_that_do_not_fit_as_restore_does(tmp_path):
+def test_load_network_names_weights_that_do_not_fit_as_restore_does(tmp_path):
     """A matrix of another shape, one that is missing, one too many, one that is not finite, and files cut short."""
     hparams = tiny.hparams(**HPARAMS)
     for name, problem in (
@@ -258,19 +269,19 @@ def test_load_in_8_bits_names_weights_that_do_not_fit_as_restore_does(tmp_path):
         folder = str(tmp_path / problem.split()[-1])
         tiny.write_model(os.path.join(folder, 'wrong'), hparams, weights)
         with pytest.raises(ValueError, match='%s %s' % (name, problem)):
-            checkpoint.load_in_8_bits(hparams, 'wrong', folder)
+            checkpoint.load_network(hparams, 'wrong', folder, 'int8')
     with open(os.path.join(folder, 'wrong', 'model.ckpt.data-00000-of-00001'), 'rb+') as file:
         file.truncate(100)
     with pytest.raises(ValueError, match='truncated or corrupt'):
-        checkpoint.load_in_8_bits(hparams, 'wrong', folder)
+        checkpoint.load_network(hparams, 'wrong', folder, 'int8')
 
 
 @with_lite
-def test_load_in_8_bits_works_in_a_folder_that_cannot_be_written(tiny_models, tmp_path):
+def test_load_network_works_in_a_folder_that_cannot_be_written(tiny_models, tmp_path):
     """Nothing is stored beside the weights."""
     shutil.copytree(os.path.join(tiny_models, 'tiny'), str(tmp_path / 'tiny'))
     before = sorted(os.listdir(str(tmp_path / 'tiny')))
-    checkpoint.load_in_8_bits(checkpoint.load_hparams('tiny', str(tmp_path)), 'tiny', str(tmp_path))
+    checkpoint.load_network(checkpoint.load_hparams('tiny', str(tmp_path)), 'tiny', str(tmp_path))
     assert sorted(os.listdir(str(tmp_path / 'tiny'))) == before
 
 

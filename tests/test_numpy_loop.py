@@ -46,8 +46,8 @@ def test_loop_samples_what_sample_sequence_does(sess, options):
     context, draws = np.random.RandomState(1).randint(0, 11, [5, 4]), np.random.RandomState(2).rand(5, 9)
     for lengths in ([4] * 5, [4, 1, 3, 2, 2]):
         seen = []
-        run = numpy_loop.loop(Exact(hparams, weights), 9, seen.append, **options)
-        found = run(context.tolist(), lengths, draws)
+        run = numpy_loop.loop(hparams, 9, watch=seen.append, **options)
+        found = run(Exact(hparams, weights), context.tolist(), lengths, draws)
         expected = sample.sample_sequence(hparams=hparams, length=9, context=context, context_lengths=lengths,
                                           draws=draws, **options)
         tiny.assign(sess, weights)
@@ -55,10 +55,19 @@ def test_loop_samples_what_sample_sequence_does(sess, options):
         np.testing.assert_array_equal(np.transpose(seen), found[:, min(lengths):])
 
 
-@pytest.mark.parametrize('options', [dict(temperature=-1), dict(top_k=-1), dict(top_p=0), dict(length=-1)], ids=str)
+@pytest.mark.parametrize('options', [
+    dict(temperature=-1), dict(top_k=-1), dict(top_p=0), dict(length=-1), dict(length=33), dict(length=30, width=4)],
+    ids=str)
 def test_loop_rejects_options_as_sample_sequence_does(options):
     with pytest.raises(ValueError, match=list(options)[0]):
-        numpy_loop.loop(None, **dict(dict(length=3), **options))
+        numpy_loop.loop(tiny.hparams(n_ctx=32), **dict(dict(length=3), **options))
+
+
+@pytest.mark.parametrize('lengths, message', [([1, 0], 'prompt is empty'), ([1, 30], r'prompt \(30 tokens\)')])
+def test_loop_rejects_prompts_that_are_empty_or_too_long(lengths, message):
+    run = numpy_loop.loop(tiny.hparams(n_ctx=32), 4)
+    with pytest.raises(ValueError, match=message):
+        run(None, np.zeros([2, 30], int), lengths, np.zeros([2, 4]))
 
 
 @pytest.mark.parametrize('n_vocab', [1, 7, 256, 1733 * 29])

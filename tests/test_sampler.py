@@ -114,7 +114,7 @@ def test_sample_of_an_empty_prompt_is_a_new_text(gpt2):
 def test_sample_without_a_length_fills_the_context(gpt2, monkeypatch):
     """After the longest prompt, up to one token over n_ctx, since the last is never fed back."""
     lengths = []
-    monkeypatch.setattr(sample, 'sample_sequence', lambda **options: lengths.append(options['length']) or 1 / 0)
+    monkeypatch.setattr(sampler.Sampler, 'build', lambda *_, **options: lengths.append(options['length']) or 1 / 0)
     for prompts in ([''], ['abc'], ['a', 'abcde'], ['x' * 32]):
         with pytest.raises(ZeroDivisionError):
             gpt2.sample(prompts, nsamples=77)
@@ -133,7 +133,8 @@ def test_sample_stops_at_the_end_of_text(gpt2):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not xla.is_supported(), reason='TensorFlow 1.12 does not compile the loop')
-def test_sample_is_the_same_where_the_loop_is_compiled(gpt2, monkeypatch):
+def test_sample_is_the_same_where_the_loop_is_compiled(models_dir, monkeypatch, in_tensorflow):
+    gpt2 = sampler.load('tiny', models_dir)
     options = dict(nsamples=4, length=6, seed=1, top_k=40, batch_size=2)
     plain, asked = list(gpt2.sample(['ab'], **options)), []
     monkeypatch.setattr(sampler, 'is_worth_compiling', lambda *numbers: asked.append(numbers) or True)
@@ -165,8 +166,10 @@ def test_build_without_a_number_of_rows_takes_any(gpt2):
 
 
 @pytest.mark.slow
-def test_build_reuses_the_graph_for_equal_options(gpt2):
+def test_build_reuses_the_graph_for_equal_options(models_dir, in_tensorflow):
     """Sampling again adds no operation; other options do, but no variable."""
+    gpt2 = sampler.load('tiny', models_dir)
+
     def count():
         return len(gpt2.graph.get_operations()), len(gpt2.graph.get_collection(tf.GraphKeys.GLOBAL_VARIABLES))
 
@@ -184,11 +187,13 @@ def test_build_reuses_the_graph_for_equal_options(gpt2):
 
 
 @pytest.mark.skipif(tf.__version__.startswith('1.'), reason='TensorFlow 1.12 has no LiteRT')
-def test_build_of_int8_samples_with_8_bit_weights(models_dir):
+@pytest.mark.parametrize('precision', ['float32', 'int8'])
+def test_build_samples_in_litert(models_dir, precision):
     """The same by the same seed, also beside other prompts; without a variable in the graph."""
-    with sampler.load('tiny', models_dir, precision='int8') as gpt2:
+    with sampler.load('tiny', models_dir, precision=precision) as gpt2:
         texts = [list(gpt2.sample(['ab', 'c'], length=5, seed=seed)) for seed in (1, 2, 1)]
         assert texts[0] == texts[2] != texts[1]
+        assert gpt2.network.wte[0].dtype == precision
         with gpt2.graph.as_default():
             assert not tf.global_variables()
 
@@ -229,7 +234,7 @@ def test_sampler_can_be_used_after_an_error(gpt2):
     expected = list(gpt2.sample(['a', 'b', 'c'], length=5, seed=1, batch_size=2))
     with pytest.raises(ValueError):
         gpt2.sample(['a'], top_k=-1)
-    with pytest.raises(tf.errors.InvalidArgumentError):
+    with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match='over the context of 32'):
         gpt2.build(None, length=5)([[1] * 40], np.zeros([1, 5]))
     with pytest.raises(KeyError):
         for _ in gpt2.sample(['a', 'b', 'c'], length=5, seed=1, batch_size=2):
@@ -247,7 +252,7 @@ def test_sampler_says_what_to_reduce_when_memory_is_short(models_dir, monkeypatc
 
     words = r'out of memory.*batch_size \(2 .*length \(5\)'
     with monkeypatch.context() as patched, pytest.raises(ValueError, match=words):
-        patched.setattr(gpt2.sess, 'run', run)
+        patched.setattr(sampler.process, 'wait_for', run)
         list(texts)
     assert len(list(gpt2.sample(['a', 'b', 'c'], length=5, batch_size=2))) == 3
 
@@ -255,8 +260,10 @@ def test_sampler_says_what_to_reduce_when_memory_is_short(models_dir, monkeypatc
 @pytest.mark.slow
 def test_sampler_leaves_the_main_thread_to_ctrl_c(gpt2, monkeypatch):
     """TensorFlow would hold it until a whole batch is done: in a notebook, the stop button would wait for that."""
-    continue_batch, run, threads = gpt2.build(1, length=2), gpt2.sess.run, []
-    monkeypatch.setattr(gpt2.sess, 'run', lambda *feeds: threads.append(threading.current_thread()) or run(*feeds))
+    continue_batch, threads = gpt2.build(1, length=2), []
+    engine, name = (gpt2.network, 'past') if gpt2.network else (gpt2.sess, 'run')
+    run = getattr(engine, name)
+    monkeypatch.setattr(engine, name, lambda *given: threads.append(threading.current_thread()) or run(*given))
     continue_batch([[1]], np.zeros([1, 2]))
     assert len(threads) == 1 and threads[0] is not threading.main_thread()
 
@@ -301,7 +308,7 @@ def test_sampler_can_be_used_from_several_threads(models_dir):
 
 
 @pytest.mark.slow
-def test_build_while_another_thread_samples(models_dir, monkeypatch):
+def test_build_while_another_thread_samples(models_dir, monkeypatch, in_tensorflow):
     """TensorFlow lets no run begin while a loop is half built, whose operations would stay as they are then."""
     gpt2, unembed, threads, found = sampler.load('tiny', models_dir), model.unembed, [], []
     first = gpt2.build(1, length=4, temperature=0)
@@ -324,7 +331,7 @@ def test_build_while_another_thread_samples(models_dir, monkeypatch):
 # What is freed
 
 @pytest.mark.slow
-def test_sampler_closes_its_session_at_the_end_of_a_with_block(models_dir):
+def test_sampler_closes_its_session_at_the_end_of_a_with_block(models_dir, in_tensorflow):
     with sampler.load('tiny', models_dir) as gpt2:
         texts = gpt2.sample(['a', 'b'], length=3, batch_size=1)
         next(texts)
@@ -345,13 +352,13 @@ def test_sampler_does_not_close_its_session_after_an_error(models_dir):
 
 
 @pytest.mark.slow
-def test_sampler_frees_its_session_when_it_is_collected(models_dir):
-    """And with it the weights. Nothing in the process keeps it: no cache, no registry, no thread."""
+def test_sampler_frees_its_weights_when_it_is_collected(models_dir):
+    """In a session or a network. Nothing in the process keeps it: no cache, no registry, no thread."""
     def use():
         gpt2 = sampler.load('tiny', models_dir)
         list(gpt2.sample(['a', 'bc'], length=3))
         gpt2.build(1, length=3, watch=print)
-        return [weakref.ref(kept) for kept in (gpt2, gpt2.sess, gpt2.graph)]
+        return [weakref.ref(kept) for kept in (gpt2, gpt2.network or gpt2.sess, gpt2.graph)]
 
     references = use()
     gc.collect()

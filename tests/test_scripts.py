@@ -22,7 +22,7 @@ from gpt2 import checkpoint, session
 from gpt2.fast import xla
 from gpt2.generation import plan
 from gpt2.sampler import random_draws
-from gpt2.system import flags
+from gpt2.system import flags, process
 from gpt2.system.tf1 import tf
 import sample
 from helpers import reference, tiny
@@ -176,7 +176,8 @@ def test_scripts_can_be_run_by_name(script):
     ('seed', -1, 'seed is -1; it must be'), ('seed', 2 ** 32, 'seed is 4294967296; it must be')])
 def test_scripts_reject_values_out_of_range_before_the_weights_are_loaded(
         printed, monkeypatch, script, flag, value, message):
-    monkeypatch.setattr(checkpoint, 'restore', no_loading)
+    for name in ('restore', 'load_network'):
+        monkeypatch.setattr(checkpoint, name, no_loading)
     with pytest.raises(ValueError, match=message):
         printed(script, **{flag: value})
 
@@ -187,14 +188,14 @@ def test_scripts_say_what_to_reduce_when_memory_is_short(printed, monkeypatch, s
     def run(*arguments):
         raise tf.errors.ResourceExhaustedError(None, None, 'OOM when allocating tensor')
 
-    monkeypatch.setattr(checkpoint, 'restore', lambda *arguments: None)
-    monkeypatch.setattr(tf.Session, 'run', run)
+    monkeypatch.setattr(process, 'wait_for', run)
     with pytest.raises(ValueError, match=r'out of memory.*batch_size \(3 .*length \(7'):
         printed(script, prompts='a\n', nsamples=3, batch_size=3, length=7)
 
 
 def test_interactive_rejects_0_samples(printed, monkeypatch):
-    monkeypatch.setattr(checkpoint, 'restore', no_loading)
+    for name in ('restore', 'load_network'):
+        monkeypatch.setattr(checkpoint, name, no_loading)
     with pytest.raises(ValueError, match='nsamples is 0; .* 1 or more'):
         printed(INTERACTIVE, nsamples=0)
 
@@ -268,7 +269,7 @@ def test_unconditional_samples_differ_for_another_seed_and_for_none(ids):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not xla.is_supported(), reason='TensorFlow 1.12 does not compile the loop')
-def test_unconditional_samples_are_the_same_where_the_loop_is_compiled(printed, monkeypatch):
+def test_unconditional_samples_are_the_same_where_the_loop_is_compiled(printed, monkeypatch, in_tensorflow):
     options = dict(nsamples=4, batch_size=2, length=9, seed=1, top_k=40)
     asked, built, compiled_loop = [], [], sample.compiled_loop
     monkeypatch.setattr(sample, 'compiled_loop', lambda *given: built.append(given) or compiled_loop(*given))

@@ -137,12 +137,11 @@ def restore(sess, model_name, models_dir='models', scope='model'):
     restore_variables(sess, model_variables(sess.graph, scope), weights_prefix(model_dir(model_name, models_dir)))
 
 
-def load_in_8_bits(hparams, model_name, models_dir='models'):
-    """A lite.Network: the model with its weights rounded to 8 bits. Raises as restore and lite.check do."""
+def load_network(hparams, model_name, models_dir='models', precision='float32'):
+    """The model as a lite.Network with weights of this precision. Raises as restore does."""
     from gpt2.fast import lite
-    lite.check()
     with reading(weights_prefix(model_dir(model_name, models_dir)), lite.weight_shapes(hparams)) as (_, reader):
-        return lite.Network(hparams, reader.get_tensor)
+        return lite.Network(hparams, reader.get_tensor, precision)
 
 
 def save(sess, folder, hparams, source, scope='model', step=None, keep=1):

@@ -5,6 +5,7 @@
     for text in gpt2.sample(['The best thing about graphs is'], length=40, top_k=40):
         print(text)
 """
+import functools
 import itertools
 import math
 import sys
@@ -40,7 +41,7 @@ class Sampler(object):
         self.encoder = encoder.get_encoder(model_name, models_dir)
         self.hparams = checkpoint.load_hparams(model_name, models_dir)
         self.graph, self.sess, self.functions, self.lock = None, None, {}, threading.Lock()
-        self.network = None  # of 8-bit weights
+        self.network = None  # where LiteRT samples
 
     def __enter__(self):
         return self
@@ -83,11 +84,12 @@ class Sampler(object):
         """A function continue_batch(prompts, draws) that samples length tokens after each of n_rows prompts.
 
         n_rows: None if it differs.  width: the number of tokens of every prompt, None if it differs.  ragged: whether
-        it differs within a batch.  watch, options: as sample.sample_sequence takes them.
+        it differs within a batch.  watch, options: as sample.sample_sequence takes them; `compiled` is for a GPU.
         The function takes lists of token ids, and draws as sample_sequence does. It returns for each prompt the list of
         new ids, length of them, or fewer where options' end_token was drawn, which is left out.
         Raises ValueError as sample_sequence does, and if memory is short.
         """
+        from gpt2.fast import lite
         from gpt2.system.tf1 import tf
         key = (n_rows, length, width, ragged, watch) + tuple(sorted(options.items()))
         with self.lock:
@@ -95,10 +97,10 @@ class Sampler(object):
                 return self.functions[key]
             self.graph = self.graph or tf.Graph()
             with self.graph.as_default():
-                if self.precision == 'int8':
-                    run = self.in_8_bits(length, watch, **options)
+                if lite.is_for(self.precision):
+                    run = self.in_litert(length, width, watch, **options)
                 else:
-                    run = self.in_float32(n_rows, length, width, ragged, watch, **options)
+                    run = self.in_tensorflow(n_rows, length, width, ragged, watch, **options)
 
             def continue_batch(prompts, draws):
                 widths = [len(prompt) for prompt in prompts]
@@ -110,7 +112,7 @@ class Sampler(object):
             self.functions[key] = continue_batch
             return continue_batch
 
-    def in_float32(self, n_rows, length, width, ragged, watch, **options):
+    def in_tensorflow(self, n_rows, length, width, ragged, watch, **options):
         """A function of prompts int32 [B, C], their lengths [B], and draws that returns as sample_sequence does."""
         import sample
         from gpt2.system.tf1 import tf
@@ -132,11 +134,13 @@ class Sampler(object):
 
         return run
 
-    def in_8_bits(self, length, watch, compiled=False, **options):
-        """As in_float32."""
+    def in_litert(self, length, width, watch, compiled=False, **options):
+        """As in_tensorflow."""
         from gpt2.fast import numpy_loop
-        self.network = self.network or checkpoint.load_in_8_bits(self.hparams, self.model_name, self.models_dir)
-        return numpy_loop.loop(self.network, length, watch, **options)
+        run = numpy_loop.loop(self.hparams, length, width, watch, **options)
+        self.network = self.network or checkpoint.load_network(
+            self.hparams, self.model_name, self.models_dir, self.precision)
+        return functools.partial(run, self.network)
 
 
 def out_of_memory(n_rows, length):

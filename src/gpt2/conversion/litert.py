@@ -14,12 +14,12 @@ SIGNATURE = 'next'
 
 
 def export(model_name, path, models_dir):
-    """Write a model as a new file. Raises ValueError without TensorFlow 2, and as checkpoint.load_in_8_bits does."""
+    """Write a model as a new file. Raises ValueError without TensorFlow 2, and as checkpoint.restore does."""
     if lite_schema is None:
         raise ValueError('a file for LiteRT needs TensorFlow 2.x to write it; this is %s' % tf.__version__)
     folder, hparams = weights.source_of(path, model_name, models_dir)
     with checkpoint.reading(checkpoint.weights_prefix(folder), lite.weight_shapes(hparams)) as (_, reader):
-        read_matrix = lite.matrix_reader(reader.get_tensor)
+        read_matrix = lite.matrix_reader(reader.get_tensor, 'int8')
         embedding = dict(zip(('values', 'scale'), read_matrix('model/wte')))
 
         def read(name):
@@ -48,7 +48,7 @@ class InputPast(Past):
 
 
 def converted(hparams):
-    """(content, vectors, matrices) of a network without its weights, as lite.filled takes them."""
+    """(file, vectors, matrices) of a network without its weights, as lite.filled takes them."""
     with tf.Graph().as_default(), session.session() as sess, without_stderr():
         tokens = tf.placeholder(tf.int32, [1, None], 'tokens')
         n_before = tf.placeholder(tf.int32, [], 'n_past')
@@ -69,8 +69,8 @@ def converted(hparams):
         converter = tf.lite.TFLiteConverter.from_session(
             sess, [tokens, past, n_before] + list(vectors.values()), [logits, present])
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        file = lite_schema.ModelT.InitFromPackedBuf(converter.convert(), 0)
+        file = lite.unpacked(converter.convert())
     graph = file.subgraphs[0]
     file.signatureDefs = [lite.signature(SIGNATURE, 0, dict(zip(['tokens', 'past', 'n_past'], graph.inputs)),
                                          dict(zip(['logits', 'present'], graph.outputs)))]
-    return lite.packed(file), list(vectors), cut.matrices[0]
+    return file, list(vectors), cut.matrices[0]

@@ -20,14 +20,17 @@ def load(model_name, models_dir, options, precision='float32'):
     session.check_precision(precision)
     text_encoder, hparams = check_model(model_name, models_dir, options)
     from gpt2.evaluation import scorer
+    from gpt2.fast import lite
     from gpt2.system.tf1 import tf
     with tf.Graph().as_default(), session.session() as sess, \
             session.out_of_memory('give a lower --batch_size, or a lower --context if the command has that flag'):
-        network = checkpoint.load_in_8_bits(hparams, model_name, models_dir) if precision == 'int8' else None
+        network = None
+        if precision == 'int8' and lite.is_for(precision):
+            network = checkpoint.load_network(hparams, model_name, models_dir, precision)
         score, guesser, predictor = [functools.partial(function, sess, hparams, network=network) for function in (
             scorer.scorer, scorer.guesser, scorer.predictor)]
         score = score()
-        if precision == 'float32':
+        if network is None:
             checkpoint.restore(sess, model_name, models_dir)
         yield Model(model_name, text_encoder, hparams, score, guesser, predictor)
 

@@ -72,7 +72,7 @@ def by_position(sess, hparams, network, figures):
     network: as scorer takes it.
     """
     if network:
-        return by_position_in_8_bits(sess, hparams, network, figures)
+        return by_position_in_litert(sess, hparams, network, figures)
     with sess.graph.as_default(), tf.variable_scope('model', reuse=tf.AUTO_REUSE) as scope:
         tokens_BT, first = tf.placeholder(tf.int32, [None, None]), tf.placeholder(tf.int32, [])
         n_batch, n_token = tf.unstack(tf.shape(tokens_BT))
@@ -98,7 +98,7 @@ def by_position(sess, hparams, network, figures):
     return lambda ids, first_scored=1: process.wait_for(sess.run, outputs, {tokens_BT: ids, first: first_scored})
 
 
-def by_position_in_8_bits(sess, hparams, network, figures):
+def by_position_in_litert(sess, hparams, network, figures):
     """by_position() for a lite.Network."""
     with sess.graph.as_default():
         logits_BNV = tf.placeholder(tf.float32, [None, None, hparams.n_vocab])

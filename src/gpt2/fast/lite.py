@@ -1,8 +1,9 @@
-"""8-bit weights: each token reads a quarter of the bytes, and reading the weights takes most of the time.
+"""The network for LiteRT, TensorFlow's engine for phones: on a CPU the fastest one for sampling, with TensorFlow 2.x.
 
-LiteRT, TensorFlow's engine for phones, multiplies them by the fastest instructions that a processor has. Each column of
-a weight becomes integers from -127 to 127 and a scale, and so does each row of what is multiplied with it, as it comes
-(Dettmers et al. 2022, arXiv:2208.07339, section 2.1). All else stays float32.
+It multiplies by the fastest instructions that a processor has, in float32 or in 8 bits. There each column of a weight
+becomes integers from -127 to 127 and a scale, and so does each row of what is multiplied with it, as it comes (Dettmers
+et al. 2022, arXiv:2208.07339, section 2.1); all else stays float32. A token reads a quarter of the bytes then, and
+reading the weights takes most of the time.
 
 The network is that of model.py, cut at each attention, which NumPy computes: LiteRT takes several times as long for
 many small products. LiteRT's converter would take half a minute for a large network, so it converts the three pieces
@@ -30,19 +31,24 @@ except ImportError:  # TensorFlow 2's own does the same, and warns that it will 
     Interpreter = tf.lite.Interpreter if lite_schema else None
     warnings.filterwarnings('ignore', message=r'\s*Warning: tf.lite.Interpreter is deprecated')
 
-TOKENS_AT_A_TIME = 256  # of a prompt, so that attention does not compute all scores that the mask removes
+TOKENS_AT_A_TIME = 512  # of a prompt, so that a batch of long ones fits into memory
+QUERIES_AT_A_TIME = 128  # so that few scores are computed that the mask removes
+ALIGNMENT = 64  # bytes, of the arrays in a file
 ROWS_AT_A_TIME = 2 ** 10  # that are rounded: 3 MB of the vocabulary instead of 154
 MAX_SCORES = 2 ** 24  # attention scores that are in memory at a time: 64 MB
 
 
-def check():
-    """Raises ValueError where LiteRT is missing, or a GPU would be left idle."""
+def is_for(precision):
+    """Whether LiteRT is to sample with weights of this precision. Raises ValueError for int8 where it cannot."""
+    if precision == 'float32':
+        return Interpreter is not None and not matmul.on_gpu()
     if matmul.on_gpu():
         raise ValueError('8-bit weights are for a CPU; use --precision float32, or hide the GPU: '
                          'CUDA_VISIBLE_DEVICES=-1')
     if Interpreter is None:
         raise ValueError('TensorFlow %s cannot multiply 8-bit weights; use --precision float32, or TensorFlow 2.x'
                          % tf.__version__)
+    return True
 
 
 # A small network in pieces
@@ -68,14 +74,14 @@ class Cut(object):
     def numbers(self, shape):
         """Numbers for a matrix or its bias that are replaced later. The converter would merge equal ones."""
         self.n_constants += 1
-        return np.full(shape, self.n_constants, np.float32)
+        return tf.fill(shape, float(self.n_constants))
 
     def custom_getter(self, getter, name, shape, **options):
         self.shapes[name] = shape
         if name.endswith(('/w', '/wte')):
             return Matrix(self, name, shape[::-1] if name.endswith('/wte') else shape[1:])
         if name.endswith(('c_attn/b', 'c_fc/b', 'c_proj/b')):
-            return tf.constant(self.numbers(shape))
+            return self.numbers(shape)
         self.vectors[-1][name] = tf.placeholder(tf.float32, shape)
         return self.vectors[-1][name]
 
@@ -111,7 +117,7 @@ class Matrix(object):
         self.cut.matrices[-1].append(self.name)
         if input_activation is model.gelu:  # written so that the converter makes one operation of it
             x_RN = 0.5 * x_RN * (1 + tf.tanh(math.sqrt(2 / math.pi) * (x_RN + 0.044715 * tf.pow(x_RN, 3))))
-        return tf.matmul(x_RN, tf.constant(self.cut.numbers(self.shape)))
+        return tf.matmul(x_RN, self.cut.numbers(self.shape))
 
 
 def cut_network(hparams):
@@ -134,10 +140,10 @@ def weight_shapes(hparams):
 
 
 @functools.lru_cache(maxsize=None)  # once
-def converted():
+def converted(precision):
     """(attend, pieces), in LiteRT's format: model.attend, and the three pieces of a small network.
 
-    attend: its content.  pieces: for each its content, with 8-bit weights, and the names of its vectors and matrices.
+    attend: its content.  pieces: for each its content, and the names of its vectors and matrices.
     """
     def content(inputs, outputs, optimizations=()):
         converter = tf.lite.TFLiteConverter.from_session(sess, inputs, outputs)
@@ -149,17 +155,23 @@ def converted():
         attend = content(qkv_GNK + [mask_TS], [model.attend(*qkv_GNK, mask=lambda score_GTS: score_GTS + mask_TS)])
         cut = cut_network(model.HParams(n_vocab=96, n_ctx=16, n_embd=64, n_head=2, n_layer=2))
         # As constants, layer norms would become part of the next matrix, and the rows that are rounded uneven.
-        pieces = [(content(inputs + list(vectors.values()), outputs, [tf.lite.Optimize.DEFAULT]), vectors, matrices)
+        optimizations = [tf.lite.Optimize.DEFAULT] if precision == 'int8' else []
+        pieces = [(content(inputs + list(vectors.values()), outputs, optimizations), vectors, matrices)
                   for inputs, outputs, vectors, matrices in zip(cut.inputs, cut.outputs, cut.vectors, cut.matrices)]
         Interpreter(model_content=attend).allocate_tensors()  # says once that there is XNNPACK
     return attend, [(piece, list(vectors), matrices) for piece, vectors, matrices in pieces]
 
 
-def filled(content, vectors, matrices, first_layer, read, read_matrix):
-    """A piece with a network's weights: a file in LiteRT's format, a ModelT.
+def unpacked(content):
+    """A file in LiteRT's format as a ModelT."""
+    return lite_schema.ModelT.InitFromPackedBuf(content, 0)
 
-    content, vectors, matrices: as converted returns them.  first_layer: what layer 0 of the piece is in the network.
-    read: function from a vector's name to its float32 array.  read_matrix: from a matrix's to what rounded() returns.
+
+def filled(file, vectors, matrices, first_layer, read, read_matrix):
+    """A piece, a ModelT, with a network's weights.
+
+    vectors, matrices: as converted returns them.  first_layer: what layer 0 of the piece is in the network.
+    read: function from a vector's name to its float32 array.  read_matrix: as matrix_reader returns it.
     """
     def stored(name):
         return re.sub('/h([01])/', lambda match: '/h%d/' % (first_layer + int(match.group(1))), name)
@@ -173,7 +185,6 @@ def filled(content, vectors, matrices, first_layer, read, read_matrix):
             file.buffers.append(lite_schema.BufferT())
             file.buffers[-1].data = np.ascontiguousarray(array).view(np.uint8).ravel()
 
-    file = lite_schema.ModelT.InitFromPackedBuf(content, 0)
     graph = file.subgraphs[0]
     inputs = list(graph.inputs)
     for index, name in zip(inputs[-len(vectors):], vectors):
@@ -184,7 +195,8 @@ def filled(content, vectors, matrices, first_layer, read, read_matrix):
     for operator, name in zip(products, matrices):
         values_MN, scale_M = read_matrix(stored(name))
         tensor = graph.tensors[operator.inputs[1]]
-        tensor.quantization.scale, tensor.quantization.zeroPoint = scale_M, np.zeros(len(scale_M), np.int64)
+        if values_MN.dtype == np.int8:
+            tensor.quantization.scale, tensor.quantization.zeroPoint = scale_M, np.zeros(len(scale_M), np.int64)
         put(values_MN, tensor)
         if name.endswith('/w'):
             put(read(stored(name[:-1] + 'b')), graph.tensors[operator.inputs[2]])
@@ -192,12 +204,26 @@ def filled(content, vectors, matrices, first_layer, read, read_matrix):
 
 
 def packed(file):
-    """The content of a file in LiteRT's format."""
+    """The content of a ModelT, in LiteRT's format. Its arrays, which it loses, follow the rest: that can have 2 GB."""
     import flatbuffers  # comes with TensorFlow 2
-    n_bytes = sum(len(buffer.data) for buffer in file.buffers if buffer.data is not None)
-    builder = flatbuffers.Builder(n_bytes + 2 ** 20)  # with room for 100 layers, since growing would copy it
-    builder.Finish(file.Pack(builder), b'TFL3')
-    return bytes(memoryview(builder.Bytes)[builder.Head():])  # builder.Output() would copy it once more
+
+    def rest():
+        builder = flatbuffers.Builder()
+        builder.Finish(file.Pack(builder), b'TFL3')
+        return builder.Output()
+
+    buffers = [buffer for buffer in file.buffers if isinstance(buffer.data, np.ndarray) and len(buffer.data)]
+    arrays = [buffer.data for buffer in buffers]
+    for buffer in buffers:
+        buffer.data, buffer.offset, buffer.size = None, ALIGNMENT, len(buffer.data)
+    parts = [rest()]  # as long as with the right offsets
+    end = len(parts[0])
+    for buffer, array in zip(buffers, arrays):
+        buffer.offset = end + -end % ALIGNMENT
+        parts += [bytes(buffer.offset - end), array]
+        end = buffer.offset + buffer.size
+    parts[0] = rest()
+    return b''.join(parts)
 
 
 def rounded(weight_MN, name):
@@ -216,16 +242,22 @@ def rounded(weight_MN, name):
     return values_MN, scale_M
 
 
-def matrix_reader(read):
-    """A function from a matrix's name to what rounded() returns; the embedding, which is needed twice, is kept.
+def matrix_reader(read, precision):
+    """A function from a matrix's name to its (values [M, N], scale [M]); the embedding, which is needed twice, is kept.
 
-    read: function from a variable's name to its float32 array.
+    read: function from a variable's name to its float32 array.  precision: of the values; in float32 the scale is 1.
     """
-    wte = rounded(read('model/wte'), 'model/wte')
-    return lambda name: wte if name == 'model/wte' else rounded(read(name)[0].T, name)
+    def read_matrix(name):
+        weight_MN = read(name) if name == 'model/wte' else read(name)[0].T
+        if precision == 'int8':
+            return rounded(weight_MN, name)
+        return np.ascontiguousarray(weight_MN), np.ones(len(weight_MN), np.float32)
+
+    wte = read_matrix('model/wte')
+    return lambda name: wte if name == 'model/wte' else read_matrix(name)
 
 
-# A network of 8-bit weights
+# The network
 
 def pieces_of(files):
     """Functions of arrays, one for each file, as lists of arrays.
@@ -289,22 +321,27 @@ class Past(object):
 
 
 class Network(object):
-    """GPT-2 with 8-bit weights. Several threads can use it.
+    """GPT-2 in LiteRT. Several threads can use it.
 
-    read: function from a variable's name to its float32 array.
+    read: function from a variable's name to its float32 array.  precision: of its weights, float32 or int8.
     Raises ValueError as rounded does.
     """
 
-    def __init__(self, hparams, read):
+    def __init__(self, hparams, read, precision):
         self.hparams, self.lock = hparams, threading.Lock()
-        attend, (first, between, last) = converted()
-        orders = [first + (0,)] + [between + (layer,) for layer in range(hparams.n_layer - 1)]
-        orders += [last + (hparams.n_layer - 2,)]
-        read_matrix = matrix_reader(read)
+        attend, (first, between, last) = converted(precision)
+        pieces = [first] + [between] * (hparams.n_layer - 1) + [last]
+        first_layers = [0] + list(range(hparams.n_layer - 1)) + [hparams.n_layer - 2]
+        read_matrix = matrix_reader(read, precision)
         self.wte, self.wpe = read_matrix('model/wte'), read('model/wpe')
+
+        def make(piece, first_layer):
+            content, vectors, matrices = piece
+            return filled(unpacked(content), vectors, matrices, first_layer, read, read_matrix)
+
         with futures.ThreadPoolExecutor(process.n_cores()) as pool:
-            files = list(pool.map(lambda order: filled(*order, read, read_matrix), orders))
-        self.attend, *self.pieces = pieces_of([lite_schema.ModelT.InitFromPackedBuf(attend, 0)] + files)
+            files = list(pool.map(make, pieces, first_layers))
+        self.attend, *self.pieces = pieces_of([unpacked(attend)] + files)
 
     def past(self, batch, n_positions):
         """An empty Past of batch texts."""
@@ -354,8 +391,17 @@ class Network(object):
         else:
             n_parts = -(-len(q_GTK) * mask_TS.size // MAX_SCORES)
             parts = [np.array_split(x, n_parts) for x in (q_GTK, k_GSK, v_GSK)]
-            mixed_GTK = np.concatenate([self.attend(*part, mask_TS)[0] for part in zip(*parts)])
+            mixed_GTK = np.concatenate([self.attend_in_turn(*part, mask_TS) for part in zip(*parts)])
         return mixed_GTK.reshape(-1, n_head, n_new, size).transpose(0, 2, 1, 3).reshape(-1, n_head * size)
+
+    def attend_in_turn(self, q_GTK, k_GSK, v_GSK, mask_TS):
+        """model.attend for some queries at a time, each with the positions that they see."""
+        found, n_before = [], k_GSK.shape[1] - len(mask_TS)
+        for first in range(0, len(mask_TS), QUERIES_AT_A_TIME):
+            queries = slice(first, first + QUERIES_AT_A_TIME)
+            seen = slice(n_before + queries.stop)
+            found += self.attend(q_GTK[:, queries], k_GSK[:, seen], v_GSK[:, seen], mask_TS[queries, seen])
+        return np.concatenate(found, axis=1)
 
 
 def attend_one(q_G1K, k_GSK, v_GSK):

@@ -9,15 +9,22 @@ from gpt2.fast import matmul
 import sample
 
 
-def loop(network, length, watch=None, *, temperature=1, top_k=0, top_p=1, end_token=None):
+def loop(hparams, length, width=None, watch=None, *, temperature=1, top_k=0, top_p=1, end_token=None):
     """A function like sample.sample_sequence for a lite.Network. The arguments are as sample_sequence takes them.
 
-    The function takes context [B, C], its lengths [B], and draws [B, length]. Returns int32 [B, up to C + length].
+    width: of the prompts, None if it differs.
+    The function takes the network, context [B, C], its lengths [B], and draws [B, length]. Returns int32 [B, up to
+    C + length].
+    Both raise ValueError as sample_sequence does.
     """
     sample.check_options(length, temperature, top_k, top_p)
+    sample.check_room(hparams, width or 1, length)
     filler = sample.NO_TOKEN if end_token is None else end_token
 
-    def run(context_BC, length_B, draws):
+    def run(network, context_BC, length_B, draws):
+        for n_context in (min(length_B), max(length_B)):
+            sample.check_room(hparams, n_context, length)
+
         def choose(logits_AV, n_seen, row_A, given_A, ended_A):
             token_A, ended_A = given_A.copy(), ended_A.copy()
             for i, row in enumerate(row_A):

@@ -13,7 +13,7 @@ import numpy as np
 
 from gpt2 import checkpoint, session
 from gpt2.evaluation import scorer
-from gpt2.fast import matmul, numpy_loop
+from gpt2.fast import lite, matmul, numpy_loop
 from gpt2.serving.completions import MAX_LOGPROBS, Refusal
 import sample
 from gpt2.system.progress import report
@@ -123,7 +123,7 @@ class Engine(object):
     """A model that continues rows, texts of clients, each as soon as there is room for it.
 
     hparams: the model's.  max_rows: computed at the same time.  max_waiting: rows that may wait.
-    Raises as checkpoint.restore and load_in_8_bits do.
+    Raises as checkpoint.restore does.
 
     A row, such as completions.Choice, has these attributes and methods, which are called in the engine's threads:
     prompt: list of token ids.  max_tokens: at most so many new ones, may be 0.  draws: float64 [max_tokens].
@@ -157,8 +157,8 @@ class Engine(object):
         config.inter_op_parallelism_threads += MAX_BATCHES
         config.use_per_session_threads = True
         sess, network = session.new_session(sampling=True, config=config), None
-        if precision == 'int8':
-            network = checkpoint.load_in_8_bits(self.hparams, model_name, models_dir)
+        if lite.is_for(precision):
+            network = checkpoint.load_network(self.hparams, model_name, models_dir, precision)
             inputs = [tf.placeholder(kind, shape) for kind, shape in (
                 (tf.float32, [None, self.hparams.n_vocab]), (tf.int32, []), (tf.int32, [None]), (tf.int32, [None]),
                 (tf.bool, [None]))]
