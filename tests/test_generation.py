@@ -454,7 +454,7 @@ def test_generate_dataset_rejects_bad_flags_and_writes_nothing(make, tmp_path, o
 @pytest.mark.slow
 def test_generate_dataset_writes_nothing_if_the_model_cannot_be_built(make, tmp_path, monkeypatch):
     """As with --precision int8 on TensorFlow 1.12."""
-    def is_for(precision):
+    def is_for(precision, hparams):
         raise ValueError('int8 is impossible here')
 
     monkeypatch.setattr(maker, 'Sampler', Sampler)

@@ -243,16 +243,20 @@ def test_layers_share_their_threads():
 
 # Errors
 
-def test_litert_is_not_for_a_gpu_nor_for_tensorflow_1_and_an_error_in_8_bits(monkeypatch):
+def test_litert_is_for_8_bits_and_up_to_345m_in_float32_on_a_cpu_with_tensorflow_2(monkeypatch):
     """A GPU that is left unused silently would look slow."""
-    assert lite.is_for('float32') is not tf.__version__.startswith('1.')
+    small, large = [tiny.hparams(n_vocab=50257, n_embd=n_embd, n_layer=n_layer, n_ctx=1024)
+                    for n_embd, n_layer in ((1024, 24), (1280, 36))]
+    assert [lite.is_for('float32', size) for size in (small, large)] == [not tf.__version__.startswith('1.'), False]
     if tf.__version__.startswith('1.'):
         with pytest.raises(ValueError, match='TensorFlow 1.12.0 cannot .* 8-bit weights.*--precision float32.*2.x'):
-            lite.is_for('int8')
+            lite.is_for('int8', large)
+    else:
+        assert lite.is_for('int8', large)
     monkeypatch.setattr(matmul, 'on_gpu', lambda: True)
-    assert not lite.is_for('float32')
+    assert not lite.is_for('float32', small)
     with pytest.raises(ValueError, match='for a CPU; use --precision float32'):
-        lite.is_for('int8')
+        lite.is_for('int8', small)
 
 
 @with_lite

@@ -97,7 +97,7 @@ class Sampler(object):
                 return self.functions[key]
             self.graph = self.graph or tf.Graph()
             with self.graph.as_default():
-                if lite.is_for(self.precision):
+                if lite.is_for(self.precision, self.hparams):
                     run = self.in_litert(length, width, watch, **options)
                 else:
                     run = self.in_tensorflow(n_rows, length, width, ragged, watch, **options)

@@ -25,7 +25,7 @@ def load(model_name, models_dir, options, precision='float32'):
     with tf.Graph().as_default(), session.session() as sess, \
             session.out_of_memory('give a lower --batch_size, or a lower --context if the command has that flag'):
         network = None
-        if precision == 'int8' and lite.is_for(precision):
+        if precision == 'int8' and lite.is_for(precision, hparams):
             network = checkpoint.load_network(hparams, model_name, models_dir, precision)
         score, guesser, predictor = [functools.partial(function, sess, hparams, network=network) for function in (
             scorer.scorer, scorer.guesser, scorer.predictor)]

@@ -35,13 +35,15 @@ TOKENS_AT_A_TIME = 512  # of a prompt, so that a batch of long ones fits into me
 QUERIES_AT_A_TIME = 128  # so that few scores are computed that the mask removes
 ALIGNMENT = 64  # bytes, of the arrays in a file
 ROWS_AT_A_TIME = 2 ** 10  # that are rounded: 3 MB of the vocabulary instead of 154
+MAX_FLOAT32_BYTES = 2 ** 31  # LiteRT has weights in memory twice, which is too much for 774M and 1558M in float32
 MAX_SCORES = 2 ** 24  # attention scores that are in memory at a time: 64 MB
 
 
-def is_for(precision):
+def is_for(precision, hparams):
     """Whether LiteRT is to sample with weights of this precision. Raises ValueError for int8 where it cannot."""
     if precision == 'float32':
-        return Interpreter is not None and not matmul.on_gpu()
+        n_bytes = 4 * hparams.n_embd * (hparams.n_vocab + hparams.n_ctx + 12 * hparams.n_layer * hparams.n_embd)
+        return Interpreter is not None and not matmul.on_gpu() and n_bytes <= MAX_FLOAT32_BYTES
     if matmul.on_gpu():
         raise ValueError('8-bit weights are for a CPU; use --precision float32, or hide the GPU: '
                          'CUDA_VISIBLE_DEVICES=-1')
@@ -204,7 +206,7 @@ def filled(file, vectors, matrices, first_layer, read, read_matrix):
 
 
 def packed(file):
-    """The content of a ModelT, in LiteRT's format. Its arrays, which it loses, follow the rest: that can have 2 GB."""
+    """The content of a ModelT, in LiteRT's format. Its arrays, which it loses, come last, copied once."""
     import flatbuffers  # comes with TensorFlow 2
 
     def rest():

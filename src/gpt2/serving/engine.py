@@ -157,7 +157,7 @@ class Engine(object):
         config.inter_op_parallelism_threads += MAX_BATCHES
         config.use_per_session_threads = True
         sess, network = session.new_session(sampling=True, config=config), None
-        if lite.is_for(precision):
+        if lite.is_for(precision, self.hparams):
             network = checkpoint.load_network(self.hparams, model_name, models_dir, precision)
             inputs = [tf.placeholder(kind, shape) for kind, shape in (
                 (tf.float32, [None, self.hparams.n_vocab]), (tf.int32, []), (tf.int32, [None]), (tf.int32, [None]),
