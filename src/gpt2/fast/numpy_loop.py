@@ -86,6 +86,21 @@ def next_token(logits_V, draw, temperature, top_k, top_p):
     return id_N[np.count_nonzero(cumulative_N <= draw * cumulative_N[-1])]
 
 
+def log_probabilities(logits_AV, token_A, n):
+    """The log-probabilities of tokens [A], and of the n most likely ones [A, n], whose ids [A, n] come before.
+
+    None at all if n is 0.
+    """
+    if not n:
+        return np.zeros(len(token_A)), np.zeros([len(token_A), 0]), np.zeros([len(token_A), 0])
+    logprob_AV = logits_AV - logits_AV.max(axis=-1, keepdims=True)
+    logprob_AV -= np.log(np.exp(logprob_AV).sum(axis=-1, keepdims=True))
+    id_AN = [id_N[np.argsort(-logprob_V[id_N], kind='stable')[:n]]
+             for id_N, logprob_V in zip([likeliest(logits_V, n) for logits_V in logits_AV], logprob_AV)]
+    return (np.take_along_axis(logprob_AV, token_A[:, None], axis=-1)[:, 0], np.array(id_AN),
+            np.take_along_axis(logprob_AV, np.array(id_AN), axis=-1))
+
+
 def likeliest(logits_V, k):
     """The ids of the k greatest logits, and of those that tie with the k-th, in their order. k: 0 is all."""
     n_vocab = len(logits_V)

@@ -145,13 +145,7 @@ class Engine(object):
         threading.Thread(target=self.start_batches, daemon=True).start()
 
     def build(self, model_name, models_dir, precision):
-        """Build the graph, and the session with the weights."""
-        length_B, draws, temperature_B, top_k_B, top_p_B, number, wants_top = fed = [
-            tf.placeholder(kind, shape) for kind, shape in (
-                (tf.int32, [None]), (tf.float64, [None, None]), (tf.float64, [None]), (tf.int32, [None]),
-                (tf.float64, [None]), (tf.int32, []), (tf.bool, []))]
-        chooser = RowChooser(tf.shape(draws)[1], length_B, draws, temperature_B, top_k_B, top_p_B, None, False)
-        chooser = Watched(chooser, self.watch, number, wants_top)
+        """Load the weights, and build the graph that samples with them, unless LiteRT does, and the one that scores."""
         config = session.session_config(sampling=True)
         # A batch that waits for its turn occupies a thread, and sessions would share those of the first one.
         config.inter_op_parallelism_threads += MAX_BATCHES
@@ -159,19 +153,48 @@ class Engine(object):
         sess, network = session.new_session(sampling=True, config=config), None
         if lite.is_for(precision, self.hparams):
             network = checkpoint.load_network(self.hparams, model_name, models_dir, precision)
-            inputs = [tf.placeholder(kind, shape) for kind, shape in (
-                (tf.float32, [None, self.hparams.n_vocab]), (tf.int32, []), (tf.int32, [None]), (tf.int32, [None]),
-                (tf.bool, [None]))]
-            choose = sess.make_callable(chooser.choose(*inputs), fed + inputs)
-            self.decode = lambda context_BC, *fed: numpy_loop.decode(
-                network, context_BC, fed[0], fed[1].shape[1], chooser.filler, functools.partial(choose, *fed))
+            self.decode = functools.partial(self.decode_in_litert, network)
         else:
-            context = tf.placeholder(tf.int32, [None, None])
-            output = sample.growing_loop(self.hparams, context[:, :tf.reduce_min(length_B)], context, chooser,
-                                         end_together=False, watch=None)
+            self.decode = self.decoder_in_tensorflow(sess)
             checkpoint.restore(sess, model_name, models_dir)
-            self.decode = sess.make_callable(output.op, [context] + fed)
         self.predict = scorer.predictor(sess, self.hparams, MAX_LOGPROBS, network)
+
+    def decoder_in_tensorflow(self, sess):
+        """A function of a batch's number and rows that continues them, whose tokens go to watch()."""
+        context_BC, length_B, draws, temperature_B, top_k_B, top_p_B, number, wants_top = fed = [
+            tf.placeholder(kind, shape) for kind, shape in (
+                (tf.int32, [None, None]), (tf.int32, [None]), (tf.float64, [None, None]), (tf.float64, [None]),
+                (tf.int32, [None]), (tf.float64, [None]), (tf.int32, []), (tf.bool, []))]
+        chooser = RowChooser(tf.shape(draws)[1], length_B, draws, temperature_B, top_k_B, top_p_B, None, False)
+        chooser = Watched(chooser, self.watch, number, wants_top)
+        output = sample.growing_loop(self.hparams, context_BC[:, :tf.reduce_min(length_B)], context_BC, chooser,
+                                     end_together=False, watch=None)
+        run = sess.make_callable(output.op, fed)
+
+        def decode(number, rows):
+            draws = padded([row.draws if row.temperature else 0 * row.draws for row in rows], np.float64)
+            of_rows = [[getattr(row, name) for row in rows] for name in ('temperature', 'top_k', 'top_p')]
+            run(padded([row.prompt for row in rows], np.int32), [len(row.prompt) for row in rows], draws, *of_rows,
+                number, any(row.wants_top for row in rows))
+
+        return decode
+
+    def decode_in_litert(self, network, number, rows):
+        """As decoder_in_tensorflow."""
+        length_B = np.array([len(row.prompt) for row in rows])
+
+        def choose(logits_AV, n_seen, row_A, given_A, ended_A):
+            token_A, n_drawn_A = given_A.copy(), n_seen - length_B[row_A]
+            for i, row in enumerate(rows[place] for place in row_A):
+                if n_drawn_A[i] >= 0 and not row.ended:
+                    token_A[i] = numpy_loop.next_token(
+                        logits_AV[i], row.draws[n_drawn_A[i]], row.temperature, row.top_k, row.top_p)
+            n_top = MAX_LOGPROBS if any(row.wants_top for row in rows) else 0
+            return token_A, self.watch(number, row_A, n_drawn_A, token_A,
+                                       *numpy_loop.log_probabilities(logits_AV, token_A, n_top))
+
+        numpy_loop.decode(network, padded([row.prompt for row in rows], np.int32), length_B,
+                          max(row.max_tokens for row in rows), sample.NO_TOKEN, choose)
 
     # Which rows are computed, and when
 
@@ -269,12 +292,7 @@ class Engine(object):
         if not rows:
             return
         self.running[number] = rows
-        draws = padded([row.draws if row.temperature else 0 * row.draws for row in rows], np.float64)
-        fed = [np.array([len(row.prompt) for row in rows], np.int32), draws,
-               np.array([row.temperature for row in rows], np.float64),
-               np.array([row.top_k for row in rows], np.int32), np.array([row.top_p for row in rows], np.float64),
-               np.int32(number), np.array(any(row.wants_top for row in rows))]
-        self.decode(padded([row.prompt for row in rows], np.int32), *fed)
+        self.decode(number, rows)
 
     def watch(self, number, row_A, n_drawn_A, token_A, logprob_A, top_ids_AN, top_logprobs_AN):
         """Hand out the new tokens of a batch, and wait for its next turn. Returns which rows have ended."""
