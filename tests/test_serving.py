@@ -21,11 +21,11 @@ pytest.importorskip('flask', reason='needs Flask and waitress: pip install flask
 pytest.importorskip('waitress', reason='needs Flask and waitress: pip install flask waitress')
 
 import encoder
-from gpt2 import checkpoint
+from gpt2 import checkpoint, serving
 from gpt2.sampler import load, random_draws
 from gpt2.serving import web
 from gpt2.serving.completions import Refusal, Request
-from gpt2.serving.engine import Engine, Turns
+from gpt2.serving.batches import BatchEngine, Turns
 from gpt2.system import process
 from gpt2.system.tf1 import tf
 from helpers import peers, reference
@@ -33,6 +33,7 @@ from helpers.paths import MODELS, SRC
 from helpers.processes import SECONDS, Conversation
 import serve
 
+with_litert = pytest.mark.skipif(tf.__version__.startswith('1.'), reason='TensorFlow 1.12 has no LiteRT')
 JSON = {'Content-Type': 'application/json'}
 PROMPT = 'Once upon a time'
 
@@ -528,7 +529,7 @@ def test_name_of_a_token_that_is_no_text(model):
 
 # The engine
 
-class Held(Engine):
+class Held(BatchEngine):
     """An Engine whose batches run until the event `go`, and compute nothing."""
 
     def build(self, *arguments):
@@ -647,51 +648,85 @@ class Listed(Quiet):
         self.done.set()
 
 
-@pytest.fixture(scope='module', params=['float32', 'int8'])
-def engine(request, tiny_models):
-    if request.param == 'int8' and tf.__version__.startswith('1.'):
-        pytest.skip('8-bit weights need TensorFlow 2.x')
-    return Engine(checkpoint.load_hparams('tiny', tiny_models), 'tiny', tiny_models, request.param, 4, 8)
+@pytest.fixture(scope='module')
+def batch_engine(tiny_models):
+    return BatchEngine(checkpoint.load_hparams('tiny', tiny_models), 'tiny', tiny_models, 'float32', 4, 8)
+
+
+@pytest.fixture(scope='module', params=['in batches', 'float32', 'int8'])
+def engine(request, tiny_models, batch_engine):
+    if request.param == 'in batches':
+        return batch_engine
+    if tf.__version__.startswith('1.'):
+        pytest.skip('TensorFlow 1.12 has no LiteRT')
+    return serving.load_engine(checkpoint.load_hparams('tiny', tiny_models), 'tiny', tiny_models, request.param, 4, 8)
 
 
 @pytest.mark.slow
-def test_engine_lets_a_short_row_by_while_a_long_one_runs(engine):
+def test_batch_engine_lets_a_short_row_by_while_a_long_one_runs(batch_engine):
     """The long one waits after its third token until the short one has ended, which would take forever in one queue."""
     short = Listed(4)
     waited = []
     long = Listed(20, after=lambda row: len(row.tokens) == 3 and (
-        engine.submit([short]), waited.append(short.done.wait(SECONDS))))
-    engine.submit([long])
+        batch_engine.submit([short]), waited.append(short.done.wait(SECONDS))))
+    batch_engine.submit([long])
     assert long.done.wait(SECONDS)
     assert waited == [True] and (len(short.tokens), len(long.tokens)) == (4, 20)
-    wait_until(lambda: not engine.running)
+    wait_until(lambda: not batch_engine.running)
 
 
 @pytest.mark.slow
-def test_engine_computes_a_batch_while_three_others_wait(engine, monkeypatch):
+def test_batch_engine_computes_a_batch_while_three_others_wait(batch_engine, monkeypatch):
     """Each row waits at its first token until the next one has ended: TensorFlow has a thread for each batch."""
-    monkeypatch.setattr('gpt2.serving.engine.WAIT_SECONDS', 0)
-    wait_until(lambda: not engine.running)
+    monkeypatch.setattr('gpt2.serving.batches.WAIT_SECONDS', 0)
+    wait_until(lambda: not batch_engine.running)
     rows, waited = [Listed(3)], []
     for _ in range(3):
         rows.append(Listed(3, after=lambda row, other=rows[-1]: len(row.tokens) == 1 and (
-            engine.submit([other]), waited.append(other.done.wait(SECONDS / 10)))))
-    engine.submit(rows[-1:])
+            batch_engine.submit([other]), waited.append(other.done.wait(SECONDS / 10)))))
+    batch_engine.submit(rows[-1:])
     assert rows[-1].done.wait(SECONDS)
     assert waited == [True] * 3 and [len(row.tokens) for row in rows] == [3] * 4
-    wait_until(lambda: not engine.running)
+    wait_until(lambda: not batch_engine.running)
 
 
 @pytest.mark.slow
-def test_engine_ends_a_batch_whose_clients_are_gone(engine, monkeypatch):
+def test_batch_engine_ends_a_batch_whose_clients_are_gone(batch_engine, monkeypatch):
     """The batch takes no turn after the token at which its last client went away."""
-    wait_until(lambda: not engine.running)
-    taken, take = [], engine.turns.take
-    monkeypatch.setattr(engine.turns, 'take', lambda number: taken.append(take(number)))
+    wait_until(lambda: not batch_engine.running)
+    taken, take = [], batch_engine.turns.take
+    monkeypatch.setattr(batch_engine.turns, 'take', lambda number: taken.append(take(number)))
+    row = Listed(28, after=lambda row: len(row.tokens) == 3 and batch_engine.withdraw([row]))
+    batch_engine.submit([row])
+    wait_until(lambda: not batch_engine.running and not batch_engine.waiting)
+    assert len(row.tokens) == 3 and len(taken) == 2
+
+
+@pytest.mark.slow
+def test_engine_ends_rows_whose_clients_are_gone(engine):
     row = Listed(28, after=lambda row: len(row.tokens) == 3 and engine.withdraw([row]))
     engine.submit([row])
     wait_until(lambda: not engine.running and not engine.waiting)
-    assert len(row.tokens) == 3 and len(taken) == 2
+    assert len(row.tokens) == 3
+
+
+@with_litert
+def test_step_engine_reads_a_long_prompt_in_parts_beside_the_tokens_of_others(tiny_models, monkeypatch):
+    """A few tokens of prompts a step, in the order in which they came, and one token of each other text. Whoever comes
+    while a text is computed joins it at the next step.
+    """
+    monkeypatch.setattr('gpt2.serving.steps.PROMPT_TOKENS', 4)
+    hparams, steps = checkpoint.load_hparams('tiny', tiny_models), []
+    engine = serving.load_engine(hparams, 'tiny', tiny_models, 'float32', 4, 8)
+    next_states = engine.network.next_states
+    monkeypatch.setattr(engine.network, 'next_states', lambda fed, pasts: (
+        steps.append([tokens.size for tokens in fed]), next_states(fed, pasts))[1])
+    late = [Listed(2, range(10)), Listed(2, [3, 4, 5])]
+    first = Listed(6, [1], after=lambda row: len(row.tokens) == 1 and engine.submit(late))
+    engine.submit([first])
+    for row in [first] + late:
+        assert row.done.wait(SECONDS)
+    assert steps == [[1], [1, 4], [1, 4], [1, 2, 2], [1, 1, 1], [1, 1]]
 
 
 @pytest.mark.slow
@@ -764,7 +799,7 @@ def test_serve_says_what_is_missing(monkeypatch):
 
 def test_serve_passes_its_flags_on(monkeypatch, tiny_models, tmp_path, capsys):
     seen = []
-    monkeypatch.setattr('gpt2.serving.engine.Engine', lambda *arguments: seen.append(arguments))
+    monkeypatch.setattr(serving, 'load_engine', lambda *arguments: seen.append(arguments))
     monkeypatch.setattr(web, 'warm_up', lambda *arguments: None)
     monkeypatch.setattr(web, 'application', lambda *arguments: arguments[2:])
     monkeypatch.setattr(web, 'run', lambda app, engine, sock: seen.append((app, sock.close())))

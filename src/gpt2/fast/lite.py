@@ -354,23 +354,48 @@ class Network(object):
 
         tokens_BT: int32.  past: the Past of the texts, which has the new tokens then, too.
         """
-        return np.concatenate([self.next_states(tokens_BT[:, first:first + TOKENS_AT_A_TIME], past)
-                               for first in range(0, tokens_BT.shape[1], TOKENS_AT_A_TIME)], axis=2)
+        parts = [self.next_states([part_BT], [past]).reshape(2, len(tokens_BT), -1, self.hparams.n_embd)
+                 for part_BT in in_parts(tokens_BT)]
+        return np.concatenate(parts, axis=2)
 
-    def next_states(self, tokens_BT, past):
-        """states() of a few tokens."""
+    def last_states(self, fed, pasts):
+        """What logits() takes for the last token of each text: float32 [2, A, D].
+
+        fed, pasts: as next_states takes them, but with any number of tokens.
+        """
+        last_parts = []
+        for tokens_BT, past in zip(fed, pasts):
+            *before, last_BT = in_parts(tokens_BT)
+            for part_BT in before:
+                self.next_states([part_BT], [past])
+            last_parts.append(last_BT)
+        widths_A = np.repeat([part_BT.shape[1] for part_BT in last_parts], [len(part_BT) for part_BT in last_parts])
+        return self.next_states(last_parts, pasts)[:, np.cumsum(widths_A) - 1]
+
+    def next_states(self, fed, pasts):
+        """What logits() takes for each of the new tokens, text by text: float32 [2, R, D].
+
+        fed: a list of tokens, int32 [B, T] with few T.  pasts: for each the Past of these texts, which gets the tokens.
+        """
         values_VD, scale_V = self.wte
-        n_before, past.n_seen = past.n_seen, past.n_seen + tokens_BT.shape[1]
-        hidden_BTD = values_VD[tokens_BT] * scale_V[tokens_BT][..., None] + self.wpe[n_before:past.n_seen]
-        hidden_RD = hidden_BTD.reshape(-1, self.hparams.n_embd)
-        mask_TS = np.triu(np.full([tokens_BT.shape[1], past.n_seen], -1e10, np.float32), n_before + 1)
+        hidden, masks = [], []
+        for tokens_BT, past in zip(fed, pasts):
+            n_new, n_before, past.n_seen = tokens_BT.shape[1], past.n_seen, past.n_seen + tokens_BT.shape[1]
+            hidden_BTD = values_VD[tokens_BT] * scale_V[tokens_BT][..., None] + self.wpe[n_before:past.n_seen]
+            hidden.append(hidden_BTD.reshape(-1, self.hparams.n_embd))
+            full_TS = np.full([n_new, past.n_seen], -1e10, np.float32)
+            masks.append(None if n_new == 1 else np.triu(full_TS, n_before + 1))
+        ends = np.cumsum([len(hidden_RD) for hidden_RD in hidden]).tolist()
+        rows = [slice(begin, end) for begin, end in zip([0] + ends, ends)]
+        hidden_RD = np.concatenate(hidden)
         with self.lock:
             qkv_RN, = self.pieces[0](hidden_RD)
             for layer, piece in enumerate(self.pieces[1:]):
-                mixed_RD = self.attention(qkv_RN, past, layer, mask_TS)
+                mixed_RD = np.concatenate([self.attention(qkv_RN[those], past, layer, mask_TS)
+                                           for those, past, mask_TS in zip(rows, pasts, masks)])
                 if layer < self.hparams.n_layer - 1:
                     hidden_RD, qkv_RN = piece(hidden_RD, mixed_RD)
-        return np.stack([hidden_RD, mixed_RD]).reshape((2,) + hidden_BTD.shape)
+        return np.stack([hidden_RD, mixed_RD])
 
     def logits(self, states_2RD):
         """Logits float32 [R, V] of the token that follows each."""
@@ -380,14 +405,15 @@ class Network(object):
     def attention(self, qkv_RN, past, layer, mask_TS):
         """What each new token attends to: float32 [R, D]. The new tokens join the layer's past.
 
-        qkv_RN: their queries, keys and values, side by side.  mask_TS: what is added to their scores.
+        qkv_RN: their queries, keys and values, side by side.  mask_TS: what is added to their scores; None for one
+        token of each text.
         """
-        n_new, n_head, size = len(mask_TS), past.n_head, past.head_size
+        n_new, n_head, size = 1 if mask_TS is None else len(mask_TS), past.n_head, past.head_size
         qkv = qkv_RN.reshape(-1, n_new, 3, n_head, size).transpose(2, 0, 3, 1, 4).reshape(3, -1, n_new, size)
         past.pairs[layer, :, :, past.n_seen - n_new:past.n_seen] = qkv[1:]
         k_GSK, v_GSK = past.pairs[layer, :, :, :past.n_seen]
         q_GTK = qkv[0] / np.float32(math.sqrt(size))
-        if n_new == 1:
+        if mask_TS is None:
             # In one thread: the threads of the pieces look for work for a while after each, and occupy the other cores.
             mixed_GTK = attend_one(q_GTK, k_GSK, v_GSK)
         else:
@@ -404,6 +430,11 @@ class Network(object):
             seen = slice(n_before + queries.stop)
             found += self.attend(q_GTK[:, queries], k_GSK[:, seen], v_GSK[:, seen], mask_TS[queries, seen])
         return np.concatenate(found, axis=1)
+
+
+def in_parts(tokens_BT):
+    """Tokens [B, T], TOKENS_AT_A_TIME of each text at a time."""
+    return [tokens_BT[:, first:first + TOKENS_AT_A_TIME] for first in range(0, tokens_BT.shape[1], TOKENS_AT_A_TIME)]
 
 
 def attend_one(q_G1K, k_GSK, v_GSK):

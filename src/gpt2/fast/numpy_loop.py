@@ -22,48 +22,56 @@ def loop(hparams, length, width=None, watch=None, *, temperature=1, top_k=0, top
     filler = sample.NO_TOKEN if end_token is None else end_token
 
     def run(network, context_BC, length_B, draws):
-        for n_context in (min(length_B), max(length_B)):
+        context_BC, length_B = np.array(context_BC, np.int32), np.array(length_B)
+        for n_context in (length_B.min(), length_B.max()):
             sample.check_room(hparams, n_context, length)
-
-        def choose(logits_AV, n_seen, row_A, given_A, ended_A):
-            token_A, ended_A = given_A.copy(), ended_A.copy()
-            for i, row in enumerate(row_A):
-                n_drawn = n_seen - length_B[row]  # below 0 inside a prompt, where the next token is given
-                if n_drawn >= 0 and not ended_A[i]:
-                    token_A[i] = next_token(logits_AV[i], draws[row][n_drawn], temperature, top_k, top_p)
-                    ended_A[i] = token_A[i] == end_token or n_drawn == length - 1
-            return token_A, ended_A
-
-        return decode(network, context_BC, length_B, length, filler, choose, watch)
+        is_given_BS = np.arange(context_BC.shape[1] + length) < length_B[:, None]
+        text_BS = np.where(is_given_BS, np.pad(context_BC, [(0, 0), (0, length)], 'constant'), np.int32(filler))
+        groups, end_B, ended_B = [], length_B.copy(), np.zeros(len(text_BS), bool)
+        for n_context in sorted(set(length_B.tolist())):
+            rows = np.flatnonzero(length_B == n_context)
+            groups.append(Group(rows, text_BS[rows, :n_context], network.past(len(rows), n_context + length - 1)))
+        column = length_B.min()  # that watch sees next; rows with longer prompts are ahead
+        while groups and max(end_B - length_B) < length:
+            logits_AV = network.logits(network.last_states(*zip(*[(group.fed_AT, group.past) for group in groups])))
+            for row, logits_V in zip(np.concatenate([group.rows for group in groups]), logits_AV):
+                if not ended_B[row]:
+                    token = next_token(logits_V, draws[row][end_B[row] - length_B[row]], temperature, top_k, top_p)
+                    text_BS[row, end_B[row]], ended_B[row], end_B[row] = token, token == end_token, end_B[row] + 1
+            if watch is not None:
+                watch(text_BS[:, column])
+            column += 1
+            for group in groups:
+                group.go_on(text_BS, end_B, ended_B)
+            groups = [group for group in groups if len(group.rows)]
+        if watch is not None:
+            for last in range(column, end_B.max()):
+                watch(text_BS[:, last])
+        return text_BS[:, :end_B.max()]
 
     return run
 
 
-def decode(network, context_BC, length_B, length, filler, choose, watch=None):
-    """The loop: int32 [B, up to C + length].
+class Group(object):
+    """Texts that have equally many tokens, which a network computes together.
 
-    context_BC: the prompts.  length_B: their lengths.  choose: as sample.Chooser.choose, a function of arrays.
-    filler: the token that follows the end of a row.  The others: as loop takes them.
+    rows: their numbers.  fed_AT: int32, the tokens to feed next.  past: of those before.
     """
-    context_BC, length_B = np.array(context_BC, np.int32), np.array(length_B, np.int32)
-    n_total = context_BC.shape[1] + length
-    is_given_BS = np.arange(n_total) < length_B[:, None]
-    text_BS = np.where(is_given_BS, np.pad(context_BC, [(0, 0), (0, length)], 'constant'), np.int32(filler))
-    row_A, ended_A = np.arange(len(text_BS), dtype=np.int32), np.zeros(len(text_BS), bool)
-    n_seen = min(length_B)
-    past, fed_AT = network.past(len(text_BS), n_total - 1), text_BS[:, :n_seen]
-    while n_seen < n_total and not ended_A.all():
-        if 2 * ended_A.sum() >= len(row_A) > 1:
+
+    def __init__(self, rows, fed_AT, past):
+        self.rows, self.fed_AT, self.past = rows, fed_AT, past
+
+    def go_on(self, text_BS, end_B, ended_B):
+        """Feed the last token of each text. Texts that have ended are removed once they are half of all.
+
+        text_BS: all texts.  end_B: how many tokens each has.  ended_B: whether it has ended.
+        """
+        ended_A = ended_B[self.rows]
+        if 2 * ended_A.sum() >= len(self.rows):
             kept = np.flatnonzero(~ended_A)
-            past.keep(kept)
-            row_A, ended_A, fed_AT = row_A[kept], ended_A[kept], fed_AT[kept]
-        logits_AV = network.logits(network.states(fed_AT, past)[:, :, -1])
-        token_A, ended_A = choose(logits_AV, n_seen, row_A, text_BS[row_A, n_seen], ended_A)
-        text_BS[row_A, n_seen] = token_A
-        if watch is not None:
-            watch(text_BS[:, n_seen])
-        fed_AT, n_seen = np.maximum(token_A, 0)[:, None], n_seen + 1
-    return text_BS[:, :n_seen]
+            self.past.keep(kept)
+            self.rows = self.rows[kept]
+        self.fed_AT = text_BS[self.rows, end_B[self.rows] - 1][:, None]
 
 
 # The choice of a token

@@ -1,0 +1,97 @@
+"""Continues the texts of many clients by LiteRT: a step computes the next token of each text, or a part of its prompt.
+
+Whoever comes joins the others at the next step, and a long prompt holds them up for no more than a part of it.
+"""
+import numpy as np
+
+from gpt2 import checkpoint, session
+from gpt2.evaluation import scorer
+from gpt2.fast import numpy_loop
+from gpt2.serving.completions import MAX_LOGPROBS
+from gpt2.serving.engine import Engine
+from gpt2.system.tf1 import tf
+
+PROMPT_TOKENS = 128  # in a step, of all prompts together
+
+
+class Text(object):
+    """A row of an Engine that is being computed.
+
+    past: the lite.Past of the tokens that the network has seen.  unfed: the others.  n_drawn: how many are new.
+    """
+
+    def __init__(self, row, past):
+        self.row, self.past, self.unfed, self.n_drawn = row, past, row.prompt, 0
+
+    def next_tokens(self, n):
+        """Up to n tokens to feed now: int32 [1, T]."""
+        tokens, self.unfed = self.unfed[:n], self.unfed[n:]
+        return np.array([tokens], np.int32)
+
+    def drawn(self, logits_V):
+        """The next token."""
+        row = self.row
+        return numpy_loop.next_token(logits_V, row.draws[self.n_drawn], row.temperature, row.top_k, row.top_p)
+
+    def take(self, token, logprob, top_ids, top_logprobs):
+        """Let the row have a new token, which is also fed next."""
+        self.unfed, self.n_drawn = [token], self.n_drawn + 1
+        if not self.row.ended:
+            self.row.take(token, logprob, top_ids, top_logprobs)
+
+
+class StepEngine(Engine):
+    """An Engine of a lite.Network."""
+
+    def build(self, model_name, models_dir, precision):
+        self.network = checkpoint.load_network(self.hparams, model_name, models_dir, precision)
+        self.predict = scorer.predictor(tf.Session(config=session.session_config()), self.hparams, MAX_LOGPROBS,
+                                        self.network)
+
+    def work(self):
+        texts = []
+        while True:
+            with self.changed:
+                self.changed.wait_for(lambda: self.running or self.waiting)
+                new = self.next_rows(self.max_rows - len(texts))
+                self.waiting = self.waiting[len(new):]
+                self.running = {0: [text.row for text in texts] + new}
+            with self.told_of_failure(self.running[0]):
+                for row in new:
+                    row.begin(self.score([row]).get(row))
+                texts += [Text(row, self.network.past(1, len(row.prompt) + row.max_tokens))
+                          for row in new if not row.ended]
+                self.step(texts)
+            texts = [text for text in texts if not text.row.ended]
+            with self.changed:
+                self.running = {0: [text.row for text in texts]} if texts else {}
+                self.changed.notify_all()
+
+    def next_rows(self, n_free):
+        """The first rows that wait. Scoring one takes a while, so they end with the first that is to be scored."""
+        scored = [place + 1 for place, row in enumerate(self.waiting) if row.is_scored]
+        return self.waiting[:min(scored + [n_free])]
+
+    def step(self, texts):
+        """Feed each text's new token, and prompts in turn; choose the next token of those that are fed whole."""
+        fed, n_left = [], PROMPT_TOKENS
+        for text in texts:
+            if len(text.unfed) == 1:
+                fed.append((text, text.next_tokens(1)))
+            elif n_left:
+                fed.append((text, text.next_tokens(n_left)))
+                n_left -= fed[-1][1].size
+        if not fed:
+            return
+        states_2RD = self.network.next_states([tokens_1T for _, tokens_1T in fed], [text.past for text, _ in fed])
+        ends = np.cumsum([tokens_1T.size for _, tokens_1T in fed])
+        whole = [(text, end - 1) for (text, _), end in zip(fed, ends) if not text.unfed]
+        if not whole:
+            return
+        texts, last_rows = zip(*whole)
+        logits_AV = self.network.logits(states_2RD[:, list(last_rows)])
+        token_A = np.array([text.drawn(logits_V) for text, logits_V in zip(texts, logits_AV)])
+        n_top = MAX_LOGPROBS if any(text.row.wants_top for text in texts) else 0
+        found = numpy_loop.log_probabilities(logits_AV, token_A, n_top)
+        for text, *figures in zip(texts, token_A.tolist(), *[array.tolist() for array in found]):
+            text.take(*figures)
