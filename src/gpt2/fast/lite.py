@@ -380,11 +380,12 @@ class Network(object):
         values_VD, scale_V = self.wte
         hidden, masks = [], []
         for tokens_BT, past in zip(fed, pasts):
-            n_new, n_before, past.n_seen = tokens_BT.shape[1], past.n_seen, past.n_seen + tokens_BT.shape[1]
-            hidden_BTD = values_VD[tokens_BT] * scale_V[tokens_BT][..., None] + self.wpe[n_before:past.n_seen]
+            n_new = tokens_BT.shape[1]
+            past.n_seen += n_new
+            position_TD = self.wpe[past.n_seen - n_new:past.n_seen]
+            hidden_BTD = values_VD[tokens_BT] * scale_V[tokens_BT][..., None] + position_TD
             hidden.append(hidden_BTD.reshape(-1, self.hparams.n_embd))
-            full_TS = np.full([n_new, past.n_seen], -1e10, np.float32)
-            masks.append(None if n_new == 1 else np.triu(full_TS, n_before + 1))
+            masks.append(causal_mask(n_new, past.n_seen) if n_new > 1 else None)
         ends = np.cumsum([len(hidden_RD) for hidden_RD in hidden]).tolist()
         rows = [slice(begin, end) for begin, end in zip([0] + ends, ends)]
         hidden_RD = np.concatenate(hidden)
@@ -435,6 +436,11 @@ class Network(object):
 def in_parts(tokens_BT):
     """Tokens [B, T], TOKENS_AT_A_TIME of each text at a time."""
     return [tokens_BT[:, first:first + TOKENS_AT_A_TIME] for first in range(0, tokens_BT.shape[1], TOKENS_AT_A_TIME)]
+
+
+def causal_mask(n_new, n_seen):
+    """float32 [T, S], to be added to attention scores: 0 where a token may look, up to itself, and -1e10 beyond."""
+    return np.triu(np.full([n_new, n_seen], -1e10, np.float32), n_seen - n_new + 1)
 
 
 def attend_one(q_G1K, k_GSK, v_GSK):
