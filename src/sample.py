@@ -215,7 +215,7 @@ def growing_loop(hparams, prompt_BT, context_BC, chooser, end_together, watch):
     known_batch = context_BC.shape.as_list()[0]
     batch, n_context = sizes(context_BC)
     n_total = n_context + chooser.length
-    weights = matmul.sampling_weights(known_batch, chooser.length)
+    weights = matmul.sampling_weights()
     all_stay = known_batch == 1 or end_together
 
     def unfinished(*state):

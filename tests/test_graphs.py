@@ -32,31 +32,11 @@ def test_split_weight_is_multiplied_in_parts_that_run_at_the_same_time(sess):
     assert [part_NM.shape.as_list() for _, part_NM in inputs] == [[4, 8]] * 2
 
 
-def embedding(weight_VD, n_texts, n_tokens=matmul.MIN_TOKENS_TO_TRANSPOSE):
-    return matmul.sampling_weights(n_texts, n_tokens)(lambda name: weight_VD, 'model/wte')
-
-
 @on_tensorflow_2
-@pytest.mark.parametrize('n_texts, width', [(1, 20), (2, 2 * matmul.ALIGNMENT)])
-def test_transposed_embedding_is_transposed_once_outside_the_loop(sess, monkeypatch, n_texts, width):
-    """For several texts with its rows padded, so that each begins at a multiple of ALIGNMENT."""
-    monkeypatch.setattr(matmul, 'on_onednn', lambda: True)
-    monkeypatch.setattr(matmul, 'n_parts', lambda: 2)
-    weight = embedding(tf.zeros([20, 8]), n_texts)
-    tf.while_loop(lambda x_RN: tf.reduce_sum(x_RN) > 0,
-                  lambda x_RN: matmul.matmul(x_RN, weight, transpose_b=True)[:, :8], [tf.zeros([n_texts, 8])])
-    operations = tf.get_default_graph().get_operations()
-    copy, = [operation for operation in operations if operation.type == 'Transpose']
-    assert copy.outputs[0].shape.as_list() == [8, width]
-    enters = [operation.inputs[1].op for operation in operations if operation.type == 'MatMul']
-    assert [enter.type for enter in enters] == ['Enter'] * 2  # the factors come into the loop from outside
-    assert all(enter.inputs[0].shape.as_list() == [4, width] for enter in enters)
-
-
-@on_tensorflow_2
-def test_piece_of_8_bit_weights_has_no_operations_for_biases_and_one_for_gelu():
+@pytest.mark.parametrize('precision', ['float32', 'int8'])
+def test_piece_of_a_network_has_no_operations_for_biases_and_one_for_gelu(precision):
     """The additions are those of the residual stream, and two in each layer norm."""
-    _, (_, (content, _, _), _) = lite.converted('int8')
+    _, (_, (content, _, _), _) = lite.converted(precision)
     file, kind = lite_schema.ModelT.InitFromPackedBuf(content, 0), lite_schema.BuiltinOperator
     found = Counter(file.operatorCodes[operator.opcodeIndex].builtinCode for operator in file.subgraphs[0].operators)
     assert (found[kind.FULLY_CONNECTED], found[kind.GELU], found[kind.ADD]) == (4, 1, 6)
@@ -69,17 +49,17 @@ def test_batch_gather_is_one_operation(sess):
     assert kinds == Counter(Placeholder=2, Const=1, GatherV2=1)
 
 
-def test_blocked_embedding_is_not_copied(sess, monkeypatch):
-    monkeypatch.setattr(matmul, 'on_onednn', lambda: False)
+def test_blocked_embedding_is_not_copied(sess):
     weight_VD = tf.zeros([100, 8])
-    matmul.matmul(tf.zeros([2, 8]), embedding(weight_VD, None), transpose_b=True)
+    matmul.matmul(tf.zeros([2, 8]), matmul.BlockedEmbedding(weight_VD), transpose_b=True)
     assert {reader.type for reader in weight_VD.consumers()} <= {'Split', 'SplitV'}
 
 
 def test_unembed_is_a_single_product_on_a_gpu(sess, monkeypatch):
     monkeypatch.setattr(matmul, 'on_gpu', lambda: True)
     weight_VD, hidden_BD = np.random.randn(100, 8), np.random.randn(3, 8)
-    logits_BV = matmul.matmul(tf.constant(hidden_BD), embedding(tf.constant(weight_VD), 3), transpose_b=True)
+    embedding = matmul.sampling_weights()(lambda name: tf.constant(weight_VD), 'model/wte')
+    logits_BV = matmul.matmul(tf.constant(hidden_BD), embedding, transpose_b=True)
     assert [operation.type for operation in sess.graph.get_operations() if operation.type != 'Const'] == ['MatMul']
     np.testing.assert_allclose(sess.run(logits_BV), hidden_BD.dot(weight_VD.T), rtol=1e-5, atol=1e-5)
 
@@ -119,9 +99,8 @@ def test_decoder_work_is_split_for_sampling_alone(monkeypatch, build, is_split):
 @pytest.mark.slow
 @pytest.mark.parametrize('n_texts, n_parts', [(1, 1), (3, 4)])
 def test_decoder_multiplies_each_matrix_in_parts(sess, monkeypatch, n_texts, n_parts):
-    """Four matrices in each of two layers; a token embedding that is not transposed, in blocks."""
+    """Four matrices in each of two layers; the token embedding, in blocks."""
     monkeypatch.setattr(matmul, 'n_parts', lambda: n_parts)
-    monkeypatch.setattr(matmul, 'on_onednn', lambda: False)
     decode(tiny.hparams(n_vocab=100), tf.placeholder(tf.int32, [n_texts, 1]), cache.empty(tiny.hparams(), n_texts))
     names = [operation.name for operation in sess.graph.get_operations() if operation.type == 'MatMul']
     layers = [name for name in names if '/h0/' in name or '/h1/' in name]

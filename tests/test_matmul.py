@@ -12,11 +12,6 @@ def random(*shape):
     return np.random.RandomState(len(shape)).standard_normal(shape).astype(np.float32)
 
 
-def embedding(weight_VD, n_texts=None, n_tokens=matmul.MIN_TOKENS_TO_TRANSPOSE):
-    """What the network gets from sampling_weights() as its token embedding."""
-    return matmul.sampling_weights(n_texts, n_tokens)(lambda name: tf.constant(weight_VD), 'model/wte')
-
-
 # Products
 
 @pytest.mark.slow
@@ -44,16 +39,11 @@ def test_matmul_with_a_split_weight_has_the_gradient_of_the_product(sess):
 @pytest.mark.parametrize('known', [True, False])
 @pytest.mark.parametrize('n_rows', [1, 3])
 @pytest.mark.parametrize('n_vocab', [1, 1000] + [matmul.VOCABULARY_BLOCKS + shift for shift in (-1, 0, 1)])
-@pytest.mark.parametrize('transposed', [True, False])
-def test_matmul_with_the_token_embedding_is_the_product_with_its_transpose(
-        sess, monkeypatch, transposed, n_vocab, n_rows, known):
-    """In both layouts, for vocabularies that do and do not divide into blocks or need no padding."""
-    monkeypatch.setattr(matmul, 'on_onednn', lambda: transposed)
+def test_matmul_with_the_token_embedding_is_the_product_with_its_transpose(sess, n_vocab, n_rows, known):
+    """For vocabularies that do and do not divide into blocks."""
     x, weight = random(n_rows, 6), random(n_vocab, 6)
     x_BD = tf.placeholder(tf.float32, [n_rows if known else None, 6])
-    chosen = embedding(weight, n_rows if transposed else None)
-    assert type(chosen) is (matmul.TransposedEmbedding if transposed else matmul.BlockedEmbedding)
-    product_BV = matmul.matmul(x_BD, chosen, transpose_b=True)
+    product_BV = matmul.matmul(x_BD, matmul.BlockedEmbedding(tf.constant(weight)), transpose_b=True)
     assert product_BV.shape.as_list() == [n_rows if known else None, n_vocab]
     np.testing.assert_allclose(sess.run(product_BV, {x_BD: x}), x.astype(np.float64) @ weight.T, rtol=1e-5, atol=1e-5)
 
@@ -100,7 +90,7 @@ def test_top_k_is_that_of_a_full_sort(sess, n_vocab, k):
 def test_weight_is_its_variable_where_an_operation_needs_a_tensor(sess):
     """As for looking up a token's vector."""
     array = random(6, 4)
-    for weight in (embedding(array), matmul.split_weight(tf.constant(array), 2)):
+    for weight in (matmul.BlockedEmbedding(tf.constant(array)), matmul.split_weight(tf.constant(array), 2)):
         assert isinstance(weight, matmul.Weight)
         np.testing.assert_array_equal(sess.run(tf.gather(weight, [5, 0])), array[[5, 0]])
 
@@ -115,17 +105,11 @@ def test_split_weights_leaves_all_but_matrices_as_they_are():
         name for name in made if isinstance(split[name], matmul.SplitWeight)]
 
 
-@pytest.mark.parametrize('n_texts, n_tokens, onednn, gpu, expected', [
-    (1, 16, True, False, 'TransposedEmbedding'), (3, 99, True, False, 'TransposedEmbedding'),
-    (1, 99, False, False, 'BlockedEmbedding'), (None, 99, True, False, 'BlockedEmbedding'),
-    (3, 15, True, False, 'BlockedEmbedding'), (3, 99, False, True, None)])
-def test_sampling_weights_transposes_the_embedding_where_it_is_worth_it(
-        monkeypatch, n_texts, n_tokens, onednn, gpu, expected):
-    """TensorFlow 1.12 and GPUs multiply no faster then. Nor is it for an unknown number of texts, or for few tokens."""
-    monkeypatch.setattr(matmul, 'on_onednn', lambda: onednn)
+@pytest.mark.parametrize('gpu', [True, False])
+def test_sampling_weights_multiplies_the_embedding_in_blocks_on_a_cpu(monkeypatch, gpu):
     monkeypatch.setattr(matmul, 'on_gpu', lambda: gpu)
-    weight = embedding(random(20, 8), n_texts, n_tokens)
-    assert isinstance(weight, getattr(matmul, expected) if expected else tf.Tensor)
+    weight = matmul.sampling_weights()(lambda name: tf.zeros([20, 8]), 'model/wte')
+    assert isinstance(weight, tf.Tensor if gpu else matmul.BlockedEmbedding)
 
 
 # The parts of the work

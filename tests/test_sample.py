@@ -426,7 +426,7 @@ def test_sample_sequence_removes_rows_that_have_ended(sess, monkeypatch):
 @pytest.mark.parametrize('n_prompt', [1, 3])
 @pytest.mark.parametrize('n_texts, n_head, n_parts', [(1, 2, 2), (3, 2, 4), (1, 1, 2), (1, 4, 3)])
 def test_sample_sequence_in_parts_equals_plain_sampler(sess, monkeypatch, n_texts, n_head, n_parts, n_prompt, onednn):
-    """Also with a transposed embedding, for oneDNN; when only one row remains; when a part has no heads at all."""
+    """Also where oneDNN multiplies; when only one row remains; when a part has no heads at all."""
     monkeypatch.setattr(matmul, 'on_onednn', lambda: onednn)
     monkeypatch.setattr(process, 'n_cores', lambda: n_parts)
     hparams, weights = random_model(n_layer=2, n_ctx=32, n_embd=12, n_head=n_head)
@@ -444,9 +444,8 @@ def test_sample_sequence_in_parts_equals_plain_sampler(sess, monkeypatch, n_text
 
 @pytest.mark.slow
 @pytest.mark.parametrize('n_texts', [1, 3, None])
-def test_sample_sequence_inside_a_loop_of_the_caller(sess, monkeypatch, n_texts):
-    """Each round continues from the last token of the one before; also transposed, or with an unknown batch."""
-    monkeypatch.setattr(matmul, 'MIN_TOKENS_TO_TRANSPOSE', 1)
+def test_sample_sequence_inside_a_loop_of_the_caller(sess, n_texts):
+    """Each round continues from the last token of the one before; also with an unknown batch."""
     hparams, weights = counting_model()
     start_B1 = tf.placeholder(tf.int32, [n_texts, 1])
 
@@ -536,17 +535,6 @@ def test_sample_sequence_rows_stay_the_same_when_others_have_ended(sess):
         assert (row[len(alone):] == 12).all()
         n_tokens.append(len(alone) - len(prompt))
     assert min(n_tokens) < 10 and max(n_tokens) > 20
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('length', [1, 30])
-@pytest.mark.parametrize('n_texts', [3, None])
-def test_sample_sequence_tells_sampling_weights_the_number_of_texts_and_tokens(sess, monkeypatch, length, n_texts):
-    calls = []
-    sampling_weights = matmul.sampling_weights
-    monkeypatch.setattr(matmul, 'sampling_weights', lambda *given: calls.append(given) or sampling_weights(*given))
-    sample.sample_sequence(hparams=tiny.hparams(), length=length, context=tf.placeholder(tf.int32, [n_texts, 1]))
-    assert calls == [(n_texts, length)]
 
 
 @pytest.mark.slow

@@ -15,9 +15,7 @@ from gpt2.system import process
 from gpt2.system.tf1 import batch_gather, size, tf
 
 MAX_PARTS = 4  # four cores saturate the memory bandwidth; more parts would only make the graph larger
-MIN_TOKENS_TO_TRANSPOSE = 16  # for fewer tokens, transposing the token embedding takes longer than it saves
 VOCABULARY_BLOCKS = 32  # the token embedding is multiplied in blocks whose outputs stay in the processor's cache
-ALIGNMENT = 16  # float32 numbers, 64 bytes: aligned rows of a weight take three quarters of the time for many rows
 
 
 def matmul(x, y, transpose_b=False, input_activation=lambda x: x):
@@ -41,41 +39,27 @@ def softmax(score_GTS):
 # Weights that are multiplied in a way of their own
 
 class Weight(object):
-    """A matrix in the place of a variable of the network. Operations that need a tensor take the variable itself.
+    """A matrix in the place of a variable of the network. Operations that need a tensor take the variable itself."""
 
-    n: into how many parts it is split, which are multiplied at the same time.
-    is_aligned: whether rows are padded to a multiple of ALIGNMENT, which is faster for two texts or more.
-    """
-
-    def __init__(self, variable, n=1, is_aligned=False):
-        self.variable, self.n, self.is_aligned = variable, n, is_aligned
+    def __init__(self, variable):
+        self.variable = variable
 
 
 tf.register_tensor_conversion_function(Weight, lambda weight, **_: tf.convert_to_tensor(weight.variable))
 
 
 class SplitWeight(Weight):
-    """A weight [1, N, M] or [N, M] in n parts, each with N / n rows."""
+    """A weight [1, N, M] or [N, M] in n parts, each with N / n rows, which are multiplied at the same time."""
+
+    def __init__(self, variable, n):
+        super(SplitWeight, self).__init__(variable)
+        self.n = n
 
     def product(self, x_RN, transpose_b, input_activation):
         with tf.control_dependencies(None):  # once, outside the loop
             weights = tf.unstack(tf.reshape(self.variable, [self.n, self.variable.shape.as_list()[-2] // self.n, -1]))
         return tf.add_n([tf.matmul(input_activation(part_RN), weight_NM)
                          for part_RN, weight_NM in zip(split(x_RN, -1, self.n), weights)])
-
-
-class TransposedEmbedding(Weight):
-    """The token embedding [V, D], transposed once before the loop: the fastest layout for oneDNN."""
-
-    def product(self, x_BD, transpose_b, input_activation):
-        weight_VD = self.variable
-        n_vocab, width = weight_VD.shape.as_list()
-        with tf.control_dependencies(None):  # once, outside the loop
-            if self.is_aligned:
-                zeros_ND = tf.zeros([-n_vocab % ALIGNMENT, width])
-                weight_VD = tf.concat([weight_VD, zeros_ND], axis=0)  # tf.pad takes four times as long
-            weight_DV = tf.transpose(weight_VD)
-        return matmul(x_BD, split_weight(weight_DV, self.n))[:, :n_vocab]
 
 
 class BlockedEmbedding(Weight):
@@ -116,20 +100,13 @@ def bfloat16_weights(getter, name, *positional, **options):
     return Bfloat16Weight(weight) if name.endswith(('/w', '/wte')) else weight
 
 
-def sampling_weights(n_texts=None, n_tokens=0):
-    """A custom_getter as split_weights, with the token embedding in the layout that is fastest for sampling.
-
-    n_texts: how many texts are sampled, None if unknown.  n_tokens: how many tokens of each.
-    Transposing is worth it if enough tokens follow, and needs to know n_texts.
-    """
-    n = n_parts()
-    get_split, is_transposed = split_weights(n), n_texts and n_tokens >= MIN_TOKENS_TO_TRANSPOSE and on_onednn()
+def sampling_weights():
+    """A custom_getter as split_weights, with the token embedding in the layout that is fastest for sampling."""
+    get_split = split_weights(n_parts())
 
     def get(getter, name, *positional, **options):
         weight = get_split(getter, name, *positional, **options)
-        if not name.endswith('/wte') or on_gpu():
-            return weight
-        return TransposedEmbedding(weight, n, n_texts > 1) if is_transposed else BlockedEmbedding(weight)
+        return BlockedEmbedding(weight) if name.endswith('/wte') and not on_gpu() else weight
 
     return get
 
