@@ -153,8 +153,8 @@ def converted(precision):
         return converter.convert()
 
     with tf.Graph().as_default(), tf.Session() as sess, without_stderr():
-        *qkv_GNK, mask_TS = [tf.placeholder(tf.float32, [None] * n) for n in (3, 3, 3, 2)]
-        attend = content(qkv_GNK + [mask_TS], [model.attend(*qkv_GNK, mask=lambda score_GTS: score_GTS + mask_TS)])
+        *qkv, mask_TS = [tf.placeholder(tf.float32, [None] * n) for n in (4, 4, 4, 2)]
+        attend = content(qkv + [mask_TS], [model.attend(*qkv, mask=lambda score_BHTS: score_BHTS + mask_TS)])
         cut = cut_network(model.HParams(n_vocab=96, n_ctx=16, n_embd=64, n_head=2, n_layer=2))
         # As constants, layer norms would become part of the next matrix, and the rows that are rounded uneven.
         optimizations = [tf.lite.Optimize.DEFAULT] if precision == 'int8' else []
@@ -308,17 +308,16 @@ class Piece(object):
 
 
 class Past(object):
-    """The keys and values of the tokens so far, in arrays that have room for n_positions of each text."""
+    """The keys and values of the tokens so far: an array with room for n_positions of each text."""
 
     def __init__(self, hparams, batch, n_positions):
-        self.n_seen, self.n_head, self.head_size = 0, hparams.n_head, hparams.n_embd // hparams.n_head
-        self.pairs = np.empty([hparams.n_layer, 2, batch * self.n_head, n_positions, self.head_size], np.float32)
+        self.n_seen, head_size = 0, hparams.n_embd // hparams.n_head
+        self.pairs = np.empty([hparams.n_layer, 2, batch, hparams.n_head, n_positions, head_size], np.float32)
 
     def keep(self, texts):
         """Forget all texts but these, an array of their numbers."""
-        heads_G = (texts[:, None] * self.n_head + np.arange(self.n_head)).ravel()
-        pairs = np.empty(self.pairs.shape[:2] + (len(heads_G),) + self.pairs.shape[3:], np.float32)
-        pairs[..., :self.n_seen, :] = self.pairs[:, :, heads_G, :self.n_seen]
+        pairs = np.empty(self.pairs.shape[:2] + (len(texts),) + self.pairs.shape[3:], np.float32)
+        pairs[..., :self.n_seen, :] = self.pairs[:, :, texts, :, :self.n_seen]
         self.pairs = pairs
 
 
@@ -392,8 +391,9 @@ class Network(object):
         with self.lock:
             qkv_RN, = self.pieces[0](hidden_RD)
             for layer, piece in enumerate(self.pieces[1:]):
-                mixed_RD = np.concatenate([self.attention(qkv_RN[those], past, layer, mask_TS)
-                                           for those, past, mask_TS in zip(rows, pasts, masks)])
+                mixed = [self.attention(qkv_RN[those], past, layer, mask_TS)
+                         for those, past, mask_TS in zip(rows, pasts, masks)]
+                mixed_RD = np.concatenate(mixed) if len(mixed) > 1 else mixed[0]
                 if layer < self.hparams.n_layer - 1:
                     hidden_RD, qkv_RN = piece(hidden_RD, mixed_RD)
         return np.stack([hidden_RD, mixed_RD])
@@ -406,31 +406,28 @@ class Network(object):
     def attention(self, qkv_RN, past, layer, mask_TS):
         """What each new token attends to: float32 [R, D]. The new tokens join the layer's past.
 
-        qkv_RN: their queries, keys and values, side by side.  mask_TS: what is added to their scores; None for one
-        token of each text.
+        qkv_RN: their queries, keys and values, side by side.  mask_TS: what is added to the scores of several tokens.
         """
-        n_new, n_head, size = 1 if mask_TS is None else len(mask_TS), past.n_head, past.head_size
-        qkv = qkv_RN.reshape(-1, n_new, 3, n_head, size).transpose(2, 0, 3, 1, 4).reshape(3, -1, n_new, size)
-        past.pairs[layer, :, :, past.n_seen - n_new:past.n_seen] = qkv[1:]
-        k_GSK, v_GSK = past.pairs[layer, :, :, :past.n_seen]
-        q_GTK = qkv[0] / np.float32(math.sqrt(size))
-        if mask_TS is None:
+        batch, n_head, _, size = past.pairs.shape[2:]
+        n_new = len(qkv_RN) // batch
+        qkv = qkv_RN.reshape(batch, n_new, 3, n_head, size).transpose(2, 0, 3, 1, 4)
+        past.pairs[layer, ..., past.n_seen - n_new:past.n_seen, :] = qkv[1:]
+        k_BHSK, v_BHSK = past.pairs[layer, ..., :past.n_seen, :]
+        q_BHTK = np.divide(qkv[0], np.float32(math.sqrt(size)), order='C')
+        if n_new == 1:
             # In one thread: the threads of the pieces look for work for a while after each, and occupy the other cores.
-            mixed_GTK = attend_one(q_GTK, k_GSK, v_GSK)
-        else:
-            n_parts = -(-len(q_GTK) * mask_TS.size // MAX_SCORES)
-            parts = [np.array_split(x, n_parts) for x in (q_GTK, k_GSK, v_GSK)]
-            mixed_GTK = np.concatenate([self.attend_in_turn(*part, mask_TS) for part in zip(*parts)])
-        return mixed_GTK.reshape(-1, n_head, n_new, size).transpose(0, 2, 1, 3).reshape(-1, n_head * size)
-
-    def attend_in_turn(self, q_GTK, k_GSK, v_GSK, mask_TS):
-        """model.attend for some queries at a time, each with the positions that they see."""
-        found, n_before = [], k_GSK.shape[1] - len(mask_TS)
-        for first in range(0, len(mask_TS), QUERIES_AT_A_TIME):
-            queries = slice(first, first + QUERIES_AT_A_TIME)
-            seen = slice(n_before + queries.stop)
-            found += self.attend(q_GTK[:, queries], k_GSK[:, seen], v_GSK[:, seen], mask_TS[queries, seen])
-        return np.concatenate(found, axis=1)
+            return attend_one(q_BHTK, k_BHSK, v_BHSK).reshape(batch, -1)
+        mixed_BTHK = np.empty([batch, n_new, n_head, size], np.float32)
+        n_texts = max(1, MAX_SCORES // (n_head * QUERIES_AT_A_TIME * past.n_seen))
+        for first_text in range(0, batch, n_texts):
+            texts = slice(first_text, first_text + n_texts)
+            for first in range(0, n_new, QUERIES_AT_A_TIME):
+                queries = slice(first, first + QUERIES_AT_A_TIME)
+                seen = slice(past.n_seen - n_new + queries.stop)
+                found_BHTK, = self.attend(q_BHTK[texts, :, queries], k_BHSK[texts, :, seen], v_BHSK[texts, :, seen],
+                                          mask_TS[queries, seen])
+                mixed_BTHK[texts, queries] = found_BHTK.swapaxes(1, 2)
+        return mixed_BTHK.reshape(-1, n_head * size)
 
 
 def in_parts(tokens_BT):
@@ -443,8 +440,8 @@ def causal_mask(n_new, n_seen):
     return np.triu(np.full([n_new, n_seen], -1e10, np.float32), n_seen - n_new + 1)
 
 
-def attend_one(q_G1K, k_GSK, v_GSK):
+def attend_one(q_BH1K, k_BHSK, v_BHSK):
     """model.attend for one query, which sees all positions."""
-    score_G1S = q_G1K @ k_GSK.swapaxes(1, 2)
-    weight_G1S = np.exp(score_G1S - score_G1S.max(axis=-1, keepdims=True))
-    return weight_G1S @ v_GSK / weight_G1S.sum(axis=-1, keepdims=True)
+    score_BH1S = q_BH1K @ k_BHSK.swapaxes(-2, -1)
+    weight_BH1S = np.exp(score_BH1S - score_BH1S.max(axis=-1, keepdims=True))
+    return weight_BH1S @ v_BHSK / weight_BH1S.sum(axis=-1, keepdims=True)
