@@ -49,10 +49,9 @@ def serve(model_name='117M', host='127.0.0.1', port=8000, api_key: str = None, n
         import waitress  # noqa: F401
     except ImportError:
         raise ImportError('serving needs Flask and waitress: pip install flask waitress')
-    from gpt2 import serving
-    from gpt2.serving import web
+    from gpt2.serving import loading, web
     sock = web.listening_socket(host, port)
-    engine = serving.load_engine(hparams, model_name, models_dir, precision, batch_size, max_waiting)
+    engine = loading.load(hparams, model_name, models_dir, precision, batch_size, max_waiting)
     web.warm_up(engine, text_encoder, model_name)
     process.stdout_is_optional = True  # who has read the address may go away
     print(process.escaped('%s: %s' % (model_name, web.url_of(host, sock))), flush=True)

@@ -21,9 +21,9 @@ pytest.importorskip('flask', reason='needs Flask and waitress: pip install flask
 pytest.importorskip('waitress', reason='needs Flask and waitress: pip install flask waitress')
 
 import encoder
-from gpt2 import checkpoint, serving
+from gpt2 import checkpoint
 from gpt2.sampler import load, random_draws
-from gpt2.serving import web
+from gpt2.serving import loading, web
 from gpt2.serving.completions import Refusal, Request
 from gpt2.serving.batches import BatchEngine, Turns
 from gpt2.system import process
@@ -659,7 +659,7 @@ def engine(request, tiny_models, batch_engine):
         return batch_engine
     if tf.__version__.startswith('1.'):
         pytest.skip('TensorFlow 1.12 has no LiteRT')
-    return serving.load_engine(checkpoint.load_hparams('tiny', tiny_models), 'tiny', tiny_models, request.param, 4, 8)
+    return loading.load(checkpoint.load_hparams('tiny', tiny_models), 'tiny', tiny_models, request.param, 4, 8)
 
 
 @pytest.mark.slow
@@ -717,7 +717,7 @@ def test_step_engine_reads_a_long_prompt_in_parts_beside_the_tokens_of_others(ti
     """
     monkeypatch.setattr('gpt2.serving.steps.PROMPT_TOKENS', 4)
     hparams, steps = checkpoint.load_hparams('tiny', tiny_models), []
-    engine = serving.load_engine(hparams, 'tiny', tiny_models, 'float32', 4, 8)
+    engine = loading.load(hparams, 'tiny', tiny_models, 'float32', 4, 8)
     next_states = engine.network.next_states
     monkeypatch.setattr(engine.network, 'next_states', lambda fed, pasts: (
         steps.append([tokens.size for tokens in fed]), next_states(fed, pasts))[1])
@@ -799,7 +799,7 @@ def test_serve_says_what_is_missing(monkeypatch):
 
 def test_serve_passes_its_flags_on(monkeypatch, tiny_models, tmp_path, capsys):
     seen = []
-    monkeypatch.setattr(serving, 'load_engine', lambda *arguments: seen.append(arguments))
+    monkeypatch.setattr(loading, 'load', lambda *arguments: seen.append(arguments))
     monkeypatch.setattr(web, 'warm_up', lambda *arguments: None)
     monkeypatch.setattr(web, 'application', lambda *arguments: arguments[2:])
     monkeypatch.setattr(web, 'run', lambda app, engine, sock: seen.append((app, sock.close())))

@@ -9,7 +9,6 @@ from gpt2.evaluation import scorer
 from gpt2.fast import numpy_loop
 from gpt2.serving.completions import MAX_LOGPROBS
 from gpt2.serving.engine import Engine
-from gpt2.system.tf1 import tf
 
 PROMPT_TOKENS = 128  # in a step, of all prompts together
 
@@ -45,8 +44,7 @@ class StepEngine(Engine):
 
     def build(self, model_name, models_dir, precision):
         self.network = checkpoint.load_network(self.hparams, model_name, models_dir, precision)
-        self.predict = scorer.predictor(tf.Session(config=session.session_config()), self.hparams, MAX_LOGPROBS,
-                                        self.network)
+        self.predict = scorer.predictor(session.new_session(), self.hparams, MAX_LOGPROBS, self.network)
 
     def work(self):
         texts = []
