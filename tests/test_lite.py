@@ -11,6 +11,7 @@ import pytest
 import encoder
 import evaluate
 from gpt2 import checkpoint, corpus
+from gpt2.evaluation import documents, loading
 from gpt2.evaluation.scorer import scorer
 from gpt2.fast import lite, matmul, numpy_loop
 from gpt2.sampler import load
@@ -158,6 +159,43 @@ def test_network_samples_a_row_of_a_batch_as_it_does_alone(precision):
     assert len(set(ends)) > 3
 
 
+def test_past_keeps_all_keys_and_values_of_the_texts_that_stay():
+    past = lite.Past(tiny.hparams(**HPARAMS), 4, 9)
+    past.pairs[:], past.n_seen = random().randn(*past.pairs.shape), 6
+    expected = past.pairs.reshape(2, 2, 4, 2, 9, 8)[:, :, [1, 3], :, :6]  # layers, k and v, texts, heads, positions, K
+    past.keep(np.array([1, 3]))
+    np.testing.assert_array_equal(past.pairs.reshape(2, 2, 2, 2, 9, 8)[..., :6, :], expected)
+
+
+@with_lite
+def test_last_states_are_those_of_each_texts_last_token(monkeypatch):
+    """Of texts of different lengths, in batches and alone, some of which are read in parts."""
+    monkeypatch.setattr(lite, 'TOKENS_AT_A_TIME', 4)
+    hparams = tiny.hparams(**HPARAMS)
+    network = network_of(hparams, tiny.random_weights(hparams), 'float32')
+    fed = [random(n).randint(0, 256, [batch, n]) for batch, n in ((2, 9), (3, 1), (1, 4), (2, 5))]
+    pasts = [network.past(*ids.shape) for ids in fed]
+    found_2AD = network.last_states(fed, pasts)
+    expected = [network.states(ids, network.past(*ids.shape))[:, :, -1] for ids in fed]
+    np.testing.assert_allclose(found_2AD, np.concatenate(expected, axis=1), rtol=0, atol=1e-5)
+    assert [past.n_seen for past in pasts] == [9, 1, 4, 5]
+
+
+@with_lite
+def test_attention_computes_few_scores_at_a_time(monkeypatch):
+    """Each block of queries meets the positions up to its last one, of as many texts as MAX_SCORES allows."""
+    monkeypatch.setattr(lite, 'QUERIES_AT_A_TIME', 8)
+    monkeypatch.setattr(lite, 'MAX_SCORES', 2 * 2 * 8 * 30)  # texts, heads, queries, positions
+    hparams, sizes = tiny.hparams(**HPARAMS), []
+    network = network_of(hparams, tiny.random_weights(hparams), 'float32')
+    attend = network.attend
+    network.attend = lambda q_BHTK, k_BHSK, *rest: (
+        sizes.append((len(q_BHTK), q_BHTK.shape[2], k_BHSK.shape[2])), attend(q_BHTK, k_BHSK, *rest))[1]
+    network.states(np.zeros([3, 30], int), network.past(3, 30))
+    blocks = [(8, 8), (8, 16), (8, 24), (6, 30)]
+    assert sizes == [(n_texts,) + block for n_texts in (2, 1) for block in blocks] * hparams.n_layer
+
+
 @with_lite
 @pytest.mark.slow
 def test_network_of_the_demo_model_samples_nearly_what_float32_does():
@@ -241,7 +279,51 @@ def test_layers_share_their_threads():
     assert n_threads[0] == n_threads[1]
 
 
+def test_matrix_reader_reads_the_embedding_once():
+    """The network and its last piece share the array."""
+    weights, names = tiny.random_weights(tiny.hparams()), []
+    for precision in ('float32', 'int8'):
+        read_matrix = lite.matrix_reader(lambda name: (names.append(name), weights[name])[1], precision)
+        assert read_matrix('model/wte')[0] is read_matrix('model/wte')[0]
+    assert names == ['model/wte'] * 2
+
+
+@with_lite
+def test_packed_puts_each_array_at_a_multiple_of_its_alignment():
+    file, arrays = lite.lite_schema.ModelT(), [random().bytes(n) for n in (5, 200, 64, 1)]
+    file.buffers = [lite.lite_schema.BufferT() for _ in range(5)]  # the first one is that of tensors without data
+    for buffer, array in zip(file.buffers[1:], arrays):
+        buffer.data = np.frombuffer(array, np.uint8)
+    content = lite.packed(file)
+    found = lite.unpacked(content).buffers
+    assert [content[buffer.offset:buffer.offset + buffer.size] for buffer in found[1:]] == arrays
+    assert not any(buffer.offset % lite.ALIGNMENT for buffer in found) and found[0].size == 0
+
+
+@with_lite
+@pytest.mark.slow
+def test_load_for_evaluation_uses_litert_for_8_bits_alone(tiny_models, monkeypatch):
+    loaded, load_network = [], checkpoint.load_network
+    monkeypatch.setattr(checkpoint, 'load_network', lambda *given: (
+        loaded.append(given[-1]), load_network(*given))[1])
+    for precision in ('float32', 'int8'):
+        with loading.load('tiny', tiny_models, documents.Options(None, None, 1, None), precision) as found:
+            assert found.score(np.array([[1, 2, 3]]), 1).shape == (1, 2)
+    assert loaded == ['int8']
+
+
 # Errors
+
+@with_lite
+def test_litert_counts_all_matrices_of_a_float32_model(monkeypatch):
+    hparams, found = tiny.hparams(), []
+    n_bytes = sum(4 * int(np.prod(shape)) for name, shape in tiny.variable_shapes(hparams)
+                  if name.endswith(('/w', '/wte', '/wpe')))
+    for limit in n_bytes - 1, n_bytes:
+        monkeypatch.setattr(lite, 'MAX_FLOAT32_BYTES', limit)
+        found.append(lite.is_for('float32', hparams))
+    assert found == [False, True]
+
 
 def test_litert_is_for_8_bits_and_up_to_345m_in_float32_on_a_cpu_with_tensorflow_2(monkeypatch):
     """A GPU that is left unused silently would look slow."""

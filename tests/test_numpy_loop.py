@@ -57,6 +57,16 @@ def test_loop_samples_what_sample_sequence_does(sess, options):
         np.testing.assert_array_equal(np.transpose(seen), found[:, min(lengths):])
 
 
+def test_loop_fills_the_context_and_adds_one_token():
+    """The last one is never fed back."""
+    hparams = tiny.hparams(n_ctx=8)
+    run = numpy_loop.loop(hparams, 5, width=4)
+    found = run(Exact(hparams, tiny.random_weights(hparams)), [[1, 2, 3, 4]], [4], np.full([1, 5], 0.5))
+    assert found.shape == (1, 9)
+    with pytest.raises(ValueError, match='length 5 or less'):
+        numpy_loop.loop(hparams, 6, width=4)
+
+
 @pytest.mark.parametrize('options', [
     dict(temperature=-1), dict(top_k=-1), dict(top_p=0), dict(length=-1), dict(length=33), dict(length=30, width=4)],
     ids=str)

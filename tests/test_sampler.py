@@ -198,6 +198,30 @@ def test_build_samples_in_litert(models_dir, precision):
             assert not tf.global_variables()
 
 
+@pytest.mark.slow
+def test_build_shows_each_watcher_its_own_tokens(models_dir):
+    """Those of its runs, one column at a time, also if all other options are equal."""
+    gpt2, seen = sampler.load('tiny', models_dir), {1: [], 2: []}
+    for number in seen:
+        found, = gpt2.build(1, length=3, watch=lambda token_B, n=number: seen[n].append(token_B.tolist()))(
+            [[5]], sampler.random_draws(number, [0], 3))
+        assert seen[number] == [[token] for token in found]
+    assert len(seen[1]) == 3
+
+
+@pytest.mark.slow
+def test_build_reads_the_weights_once(models_dir, monkeypatch):
+    """For options that differ, too."""
+    read = []
+    for name in ('restore', 'load_network'):
+        monkeypatch.setattr(checkpoint, name, lambda *given, function=getattr(checkpoint, name): (
+            read.append(given), function(*given))[1])
+    gpt2 = sampler.load('tiny', models_dir)
+    for length in (2, 3):
+        gpt2.build(1, length=length)([[1]], np.zeros([1, length]))
+    assert len(read) == 1
+
+
 # Errors
 
 @pytest.mark.parametrize('call, words', [
@@ -224,6 +248,7 @@ def test_sample_rejects_options_at_the_call_before_the_weights_are_loaded(
         models_dir, monkeypatch, prompts, options, words):
     gpt2 = sampler.load('tiny', models_dir)
     monkeypatch.setattr(checkpoint, 'restore', None)
+    monkeypatch.setattr(checkpoint, 'load_network', None)
     with pytest.raises(ValueError, match=words):
         gpt2.sample(prompts, **options)
 

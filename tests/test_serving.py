@@ -662,6 +662,11 @@ def engine(request, tiny_models, batch_engine):
     return loading.load(checkpoint.load_hparams('tiny', tiny_models), 'tiny', tiny_models, request.param, 4, 8)
 
 
+@pytest.fixture(scope='module')
+def step_engine(tiny_models):
+    return loading.load(checkpoint.load_hparams('tiny', tiny_models), 'tiny', tiny_models, 'float32', 4, 8)
+
+
 @pytest.mark.slow
 def test_batch_engine_lets_a_short_row_by_while_a_long_one_runs(batch_engine):
     """The long one waits after its third token until the short one has ended, which would take forever in one queue."""
@@ -745,6 +750,137 @@ def test_engine_gives_rows_of_a_batch_what_each_gets_alone(engine):
     for row in together + alone:
         assert row.done.wait(SECONDS)
     assert [row.tokens for row in together] == [row.tokens for row in alone]
+
+
+class Scored(Listed):
+    """A Listed row that keeps what begin() brings, and each token's log-probabilities."""
+
+    def __init__(self, *arguments, is_scored=True, wants_top=True):
+        super(Scored, self).__init__(*arguments)
+        self.is_scored, self.wants_top, self.predictions, self.tops = is_scored, wants_top, [], []
+
+    def begin(self, predictions):
+        self.predictions.append(predictions)
+        if not self.max_tokens:
+            self.ended = True
+            self.done.set()
+
+    def take(self, token, logprob, top_ids, top_logprobs):
+        self.tops.append((len(top_ids), len(top_logprobs)))
+        super(Scored, self).take(token, logprob, top_ids, top_logprobs)
+
+
+@pytest.mark.slow
+def test_engine_scores_prompts_of_two_tokens_or_more_where_that_is_asked(engine):
+    """Rows that want no new tokens end with it, and do not disturb the others."""
+    rows = [Scored(3, [4, 5]), Scored(3, [6, 7, 8], is_scored=False), Scored(0, [1]), Scored(0, [1, 2, 3])]
+    wait_until(lambda: not engine.running and not engine.waiting)
+    engine.submit(rows)
+    for row in rows:
+        assert row.done.wait(SECONDS)
+    assert [[found and len(found.nats) for found in row.predictions] for row in rows] == [[1], [None], [None], [2]]
+    assert [(len(row.tokens), row.failed) for row in rows] == [(3, None), (3, None), (0, None), (0, None)]
+
+
+@pytest.mark.slow
+def test_engine_gives_log_probabilities_to_a_row_beside_others_that_want_none(engine):
+    rows = [Listed(3, [1, 2]), Scored(3, [3, 4], is_scored=False)]
+    wait_until(lambda: not engine.running and not engine.waiting)
+    engine.submit(rows)
+    for row in rows:
+        assert row.done.wait(SECONDS)
+    assert rows[1].tops == [(10, 10)] * 3
+
+
+@pytest.mark.slow
+def test_engine_computes_no_more_rows_than_it_may(engine):
+    """While some run, others wait."""
+    running = []
+    rows = [Listed(3, after=lambda row: running.append(len(engine.rows_running()))) for _ in range(6)]
+    wait_until(lambda: not engine.running and not engine.waiting)
+    engine.submit(rows)
+    for row in rows:
+        assert row.done.wait(SECONDS)
+    assert max(running) == engine.max_rows == 4
+
+
+@pytest.mark.slow
+def test_engine_gives_a_row_no_token_once_it_is_withdrawn(engine):
+    """Not even that of the step in which it was."""
+    second = Listed(5)
+    first = Listed(5, after=lambda row: len(row.tokens) == 2 and engine.withdraw([second]))
+    wait_until(lambda: not engine.running and not engine.waiting)
+    engine.submit([first, second])
+    assert first.done.wait(SECONDS)
+    wait_until(lambda: not engine.running and not engine.waiting)
+    assert (len(first.tokens), len(second.tokens)) == (5, 1)
+
+
+@pytest.mark.slow
+def test_engine_tells_no_row_that_has_ended_of_a_failure_and_logs_it(engine, capsys):
+    rows = [Listed(1), Listed(5, after=lambda row: 1 / 0)]
+    wait_until(lambda: not engine.running and not engine.waiting)
+    engine.submit(rows)
+    for row in rows:
+        assert row.done.wait(SECONDS)
+    wait_until(lambda: not engine.running)
+    assert rows[0].failed is None and 'the log of the server' in rows[1].failed
+    assert 'ZeroDivisionError' in capsys.readouterr().err
+
+
+@with_litert
+def test_step_engine_tells_all_running_rows_of_a_failure(step_engine, monkeypatch, capsys):
+    """Also those that began in an earlier step; then it goes on with new ones."""
+    next_states = step_engine.network.next_states
+
+    def fail(fed, pasts):
+        monkeypatch.setattr(step_engine.network, 'next_states', next_states)
+        raise MemoryError
+
+    late = Listed(5)
+    early = Listed(5, after=lambda row: len(row.tokens) == 2 and (
+        step_engine.submit([late]), monkeypatch.setattr(step_engine.network, 'next_states', fail)))
+    step_engine.submit([early])
+    for row in early, late:
+        assert row.done.wait(SECONDS / 10) and 'out of memory' in str(row.failed)
+    last = Listed(5)
+    step_engine.submit([last])
+    assert last.done.wait(SECONDS) and len(last.tokens) == 5
+
+
+@with_litert
+def test_step_engine_scores_one_prompt_a_step(step_engine, monkeypatch):
+    """So that those that are running wait for no more than one."""
+    order, predict, step = [], step_engine.predict, step_engine.step
+    monkeypatch.setattr(step_engine, 'predict', lambda ids: (order.append('score'), predict(ids))[1])
+    monkeypatch.setattr(step_engine, 'step', lambda texts: (order.append('step'), step(texts)))
+    rows = [Scored(2, [1, 2, 3]), Scored(2, [4, 5])]
+    step_engine.submit(rows)
+    for row in rows:
+        assert row.done.wait(SECONDS)
+    assert order[:4] == ['score', 'step'] * 2
+
+
+@with_litert
+def test_step_engine_that_stops_ends_with_its_last_row(tiny_models):
+    """Long before the seconds that this row may take."""
+    engine = loading.load(checkpoint.load_hparams('tiny', tiny_models), 'tiny', tiny_models, 'float32', 4, 8)
+    stopping = threading.Thread(target=engine.stop, args=[SECONDS, 'stopping'], daemon=True)
+    row = Listed(5, after=lambda row: len(row.tokens) == 2 and (
+        stopping.start(), wait_until(lambda: engine.stopped)))
+    engine.submit([row])
+    assert row.done.wait(SECONDS) and row.failed is None and len(row.tokens) == 5
+    stopping.join(SECONDS / 10)
+    assert not stopping.is_alive()
+
+
+@pytest.mark.parametrize('is_litert, name', [(True, 'StepEngine'), (False, 'BatchEngine')])
+def test_load_takes_litert_where_it_is_for_the_model(monkeypatch, is_litert, name):
+    asked = []
+    monkeypatch.setattr('gpt2.fast.lite.is_for', lambda *given: asked.append(given) or is_litert)
+    monkeypatch.setattr(loading, name, lambda *given: given)
+    arguments = (object(), 'tiny', 'models', 'float32', 4, 8)
+    assert loading.load(*arguments) == arguments and asked == [('float32', arguments[0])]
 
 
 @pytest.mark.slow
