@@ -100,9 +100,9 @@ def test_next_token_is_that_of_sample_py(sess, n_vocab):
             assert found_B == expected_B.tolist(), options
 
 
-def test_likeliest_keeps_ties_with_the_last():
+def test_top_k_ids_keeps_ties_with_the_last():
     logits_V = np.float32([5, 1, 3, 3, 2, 3, 0, 4])
     for k, expected in ((1, [0]), (2, [0, 7]), (3, [0, 2, 3, 5, 7]), (5, [0, 2, 3, 5, 7]), (6, [0, 2, 3, 4, 5, 7])):
-        assert numpy_loop.likeliest(logits_V, k).tolist() == expected
+        assert numpy_loop.top_k_ids(logits_V, k).tolist() == expected
     for k in (0, 8, 9, 10 ** 12):
-        assert numpy_loop.likeliest(logits_V, k).tolist() == list(range(8))
+        assert numpy_loop.top_k_ids(logits_V, k).tolist() == list(range(8))

@@ -390,6 +390,15 @@ def test_sampler_frees_its_weights_when_it_is_collected(models_dir):
     assert [reference() for reference in references] == [None] * 3
 
 
+@pytest.mark.skipif(tf.__version__.startswith('1.'), reason='TensorFlow 1.12 has no LiteRT')
+def test_sampler_frees_its_network_at_the_end_of_a_with_block(models_dir):
+    with sampler.load('tiny', models_dir) as gpt2:
+        list(gpt2.sample(['a'], length=3))
+        network = weakref.ref(gpt2.network)
+    gc.collect()
+    assert network() is None
+
+
 # Which samples, in which batches
 
 @pytest.mark.parametrize('tokens, expected', [([], []), ([1, 2], [1, 2]), ([9], []), ([1, 9, 2, 9], [1])])

@@ -884,6 +884,21 @@ def test_load_takes_litert_where_it_is_for_the_model(monkeypatch, is_litert, nam
 
 
 @pytest.mark.slow
+def test_engine_goes_on_with_the_others_if_a_row_cannot_begin(engine):
+    def fail(predictions):
+        raise MemoryError
+
+    bad = Listed(5)
+    bad.begin = fail
+    good = Listed(6, after=lambda row: len(row.tokens) == 1 and engine.submit([bad]))
+    engine.submit([good])
+    for row in (good, bad):
+        assert row.done.wait(SECONDS)
+    assert 'out of memory' in bad.failed and not good.failed and len(good.tokens) == 6
+    wait_until(lambda: not engine.running)
+
+
+@pytest.mark.slow
 def test_engine_tells_clients_when_the_model_fails(engine, capsys):
     row = Listed(5, prompt=[10 ** 6])
     engine.submit([row])

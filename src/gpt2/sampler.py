@@ -47,6 +47,9 @@ class Sampler(object):
         return self
 
     def __exit__(self, kind, *_):
+        if self.network:
+            self.functions.clear()
+            self.network = None
         if kind is None and self.sess:  # after an error, TensorFlow 1.12 would wait for a step that is still running
             self.sess.close()
 

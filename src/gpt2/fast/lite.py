@@ -32,10 +32,10 @@ except ImportError:  # TensorFlow 2's own does the same, and warns that it will 
     warnings.filterwarnings('ignore', message=r'\s*Warning: tf.lite.Interpreter is deprecated')
 
 TOKENS_AT_A_TIME = 512  # of a prompt, so that a batch of long ones fits into memory
-QUERIES_AT_A_TIME = 128  # so that few scores are computed that the mask removes
+QUERIES_AT_A_TIME = 128  # so that few scores are computed only to be masked
 ALIGNMENT = 64  # bytes, of the arrays in a file
 ROWS_AT_A_TIME = 2 ** 10  # that are rounded: 3 MB of the vocabulary instead of 154
-MAX_FLOAT32_BYTES = 2 ** 31  # LiteRT has weights in memory twice, which is too much for 774M and 1558M in float32
+MAX_FLOAT32_BYTES = 2 ** 31  # LiteRT keeps two copies of the weights, too much for 774M and 1558M in float32
 MAX_SCORES = 2 ** 24  # attention scores that are in memory at a time: 64 MB
 
 
@@ -206,7 +206,7 @@ def filled(file, vectors, matrices, first_layer, read, read_matrix):
 
 
 def packed(file):
-    """The content of a ModelT, in LiteRT's format. Its arrays, which it loses, come last, copied once."""
+    """The content of a ModelT, in LiteRT's format. Its arrays are moved behind the rest, copied once."""
     import flatbuffers  # comes with TensorFlow 2
 
     def rest():
@@ -218,7 +218,7 @@ def packed(file):
     arrays = [buffer.data for buffer in buffers]
     for buffer in buffers:
         buffer.data, buffer.offset, buffer.size = None, ALIGNMENT, len(buffer.data)
-    parts = [rest()]  # as long as with the right offsets
+    parts = [rest()]  # already has its final length
     end = len(parts[0])
     for buffer, array in zip(buffers, arrays):
         buffer.offset = end + -end % ALIGNMENT

@@ -1,7 +1,7 @@
 """The decoding loop in NumPy, for a network that is no part of a TensorFlow graph (lite.Network).
 
 A call of TensorFlow to choose a token would take a sixth of the token's time, NumPy takes a fiftieth. The filters and
-the draw are those of sample.py; a test holds both to the same tokens. Letters are those of model.py.
+the draw are those of sample.py; a test checks that both choose the same tokens. Letters are those of model.py.
 """
 import numpy as np
 
@@ -82,7 +82,7 @@ def next_token(logits_V, draw, temperature, top_k, top_p):
         return logits_V.argmax()
     with np.errstate(over='ignore'):  # at a temperature near 0, -inf
         scaled_V = (logits_V - logits_V.max()) / np.float32(max(temperature, 1e-30))
-    id_N = likeliest(scaled_V, top_k)
+    id_N = top_k_ids(scaled_V, top_k)
     scaled_N = scaled_V[id_N].astype(np.float64)
     if top_p < 1:
         sorted_N = np.sort(scaled_N)[::-1]
@@ -95,21 +95,21 @@ def next_token(logits_V, draw, temperature, top_k, top_p):
 
 
 def log_probabilities(logits_AV, token_A, n):
-    """The log-probabilities of tokens [A], and of the n most likely ones [A, n], whose ids [A, n] come before.
+    """(log-probabilities of tokens [A], ids [A, n] of the n most likely ones, most likely first, and theirs [A, n]).
 
-    None at all if n is 0.
+    If n is 0, nothing is computed: they are 0 for each token, and empty arrays.
     """
     if not n:
         return np.zeros(len(token_A)), np.zeros([len(token_A), 0]), np.zeros([len(token_A), 0])
     logprob_AV = logits_AV - logits_AV.max(axis=-1, keepdims=True)
     logprob_AV -= np.log(np.exp(logprob_AV).sum(axis=-1, keepdims=True))
     id_AN = [id_N[np.argsort(-logprob_V[id_N], kind='stable')[:n]]
-             for id_N, logprob_V in zip([likeliest(logits_V, n) for logits_V in logits_AV], logprob_AV)]
+             for id_N, logprob_V in zip([top_k_ids(logits_V, n) for logits_V in logits_AV], logprob_AV)]
     return (np.take_along_axis(logprob_AV, token_A[:, None], axis=-1)[:, 0], np.array(id_AN),
             np.take_along_axis(logprob_AV, np.array(id_AN), axis=-1))
 
 
-def likeliest(logits_V, k):
+def top_k_ids(logits_V, k):
     """The ids of the k greatest logits, and of those that tie with the k-th, in their order. k: 0 is all."""
     n_vocab = len(logits_V)
     if not 0 < k < n_vocab:

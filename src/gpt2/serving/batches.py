@@ -186,7 +186,7 @@ class BatchEngine(Engine):
 
     def run(self, number, rows):
         """Compute a batch from its beginning to its end, whatever happens."""
-        with self.told_of_failure(rows):
+        with self.report_failure(rows):
             predictions = self.score(rows)
             for row in rows:
                 row.begin(predictions.get(row))

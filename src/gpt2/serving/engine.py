@@ -1,4 +1,4 @@
-"""The texts of many clients, continued at the same time: which wait, which are computed, and who hears of it."""
+"""The texts of many clients, continued at the same time: which wait, which are computed, and how they end."""
 import contextlib
 import threading
 import time
@@ -19,7 +19,7 @@ class Engine(object):
     Raises as checkpoint.restore does.
 
     A row, such as completions.Choice, has these attributes and methods, which are called in the engine's threads:
-    prompt: list of token ids.  max_tokens: at most so many new ones, may be 0.  draws: float64 [max_tokens].
+    prompt: list of token ids.  max_tokens: maximum number of new ones, may be 0.  draws: float64 [max_tokens].
     temperature, top_k, top_p: as sample.sample_sequence takes them, but numbers.
     wants_top: whether take() needs log-probabilities.  is_scored: whether begin() does, of the prompt.
     ended: whether the row is done, which any thread may set.
@@ -87,8 +87,8 @@ class Engine(object):
         return {row: type(found)(*[x[i, :len(row.prompt) - 1] for x in found]) for i, row in enumerate(rows)}
 
     @contextlib.contextmanager
-    def told_of_failure(self, rows):
-        """For a block that computes rows: whatever happens there, their clients do not wait in vain."""
+    def report_failure(self, rows):
+        """Report an error of a block to the clients of its rows, and to the log."""
         message = 'the model has failed; the log of the server says why'
         try:
             with session.out_of_memory('send shorter or fewer texts, or start the server with a lower --batch_size'):

@@ -1,6 +1,7 @@
 """Continues the texts of many clients by LiteRT: a step computes the next token of each text, or a part of its prompt.
 
-Whoever comes joins the others at the next step, and a long prompt holds them up for no more than a part of it.
+A new text joins the others at the next step. A long prompt holds them up for a part of it at a time, or, if the client
+wants its log-probabilities, for all of it.
 """
 import numpy as np
 
@@ -22,7 +23,7 @@ class Text(object):
     def __init__(self, row, past):
         self.row, self.past, self.unfed, self.n_drawn = row, past, row.prompt, 0
 
-    def next_tokens(self, n):
+    def fed(self, n):
         """Up to n tokens to feed now: int32 [1, T]."""
         tokens, self.unfed = self.unfed[:n], self.unfed[n:]
         return np.array([tokens], np.int32)
@@ -54,11 +55,12 @@ class StepEngine(Engine):
                 new = self.next_rows(self.max_rows - len(texts))
                 self.waiting = self.waiting[len(new):]
                 self.running = {0: [text.row for text in texts] + new}
-            with self.told_of_failure(self.running[0]):
+            with self.report_failure(new):
                 for row in new:
                     row.begin(self.score([row]).get(row))
-                texts += [Text(row, self.network.past(1, len(row.prompt) + row.max_tokens))
+                texts += [Text(row, self.network.past(1, len(row.prompt) + row.max_tokens - 1))
                           for row in new if not row.ended]
+            with self.report_failure([text.row for text in texts]):
                 self.step(texts)
             texts = [text for text in texts if not text.row.ended]
             with self.changed:
@@ -66,18 +68,18 @@ class StepEngine(Engine):
                 self.changed.notify_all()
 
     def next_rows(self, n_free):
-        """The first rows that wait. Scoring one takes a while, so they end with the first that is to be scored."""
+        """The first rows that wait, of which at most one is to be scored, since that takes a while."""
         scored = [place + 1 for place, row in enumerate(self.waiting) if row.is_scored]
         return self.waiting[:min(scored + [n_free])]
 
     def step(self, texts):
-        """Feed each text's new token, and prompts in turn; choose the next token of those that are fed whole."""
+        """Feed each text's new token, and parts of prompts; choose the next token where the prompt is complete."""
         fed, n_left = [], PROMPT_TOKENS
         for text in texts:
             if len(text.unfed) == 1:
-                fed.append((text, text.next_tokens(1)))
+                fed.append((text, text.fed(1)))
             elif n_left:
-                fed.append((text, text.next_tokens(n_left)))
+                fed.append((text, text.fed(n_left)))
                 n_left -= fed[-1][1].size
         if not fed:
             return
