@@ -127,9 +127,9 @@ def test_network_is_numpy_and_in_8_bits_with_the_same_rounded_weights(monkeypatc
     expected = reference.forward(weights, ids, hparams.n_head)[0]
     span = np.ptp(expected)
     in_turn = [1] * hparams.n_ctx
-    for widths, limit, value in ((None, 'TOKENS_AT_A_TIME', 512), (in_turn, 'TOKENS_AT_A_TIME', 512),
-                                 ([5, 1, hparams.n_ctx - 6], 'TOKENS_AT_A_TIME', 512), (None, 'TOKENS_AT_A_TIME', 7),
-                                 (None, 'QUERIES_AT_A_TIME', 5), ([3, hparams.n_ctx - 3], 'QUERIES_AT_A_TIME', 4),
+    for widths, limit, value in ((None, 'MAX_ROWS', 999), (in_turn, 'MAX_ROWS', 999),
+                                 ([5, 1, hparams.n_ctx - 6], 'MAX_ROWS', 999), (None, 'QUERIES_AT_A_TIME', 5),
+                                 ([3, hparams.n_ctx - 3], 'QUERIES_AT_A_TIME', 4), (None, 'MAX_ROWS', 7),
                                  (None, 'MAX_SCORES', 100)):
         monkeypatch.setattr(lite, limit, value)
         difference = np.abs(logits_of(network, ids, widths) - expected)
@@ -170,15 +170,35 @@ def test_past_keeps_all_keys_and_values_of_the_texts_that_stay():
 @with_lite
 def test_last_states_are_those_of_each_texts_last_token(monkeypatch):
     """Of texts of different lengths, in batches and alone, some of which are read in parts."""
-    monkeypatch.setattr(lite, 'TOKENS_AT_A_TIME', 4)
-    hparams = tiny.hparams(**HPARAMS)
+    monkeypatch.setattr(lite, 'QUERIES_AT_A_TIME', 4)
+    monkeypatch.setattr(lite, 'MAX_ROWS', 6)
+    hparams, n_rows = tiny.hparams(**HPARAMS), []
     network = network_of(hparams, tiny.random_weights(hparams), 'float32')
     fed = [random(n).randint(0, 256, [batch, n]) for batch, n in ((2, 9), (3, 1), (1, 4), (2, 5))]
     pasts = [network.past(*ids.shape) for ids in fed]
+    next_states = network.next_states
+    network.next_states = lambda fed, pasts: (n_rows.append(sum(ids.size for ids in fed)), next_states(fed, pasts))[1]
     found_2AD = network.last_states(fed, pasts)
+    assert n_rows == [8, 8, 8, 5, 6]  # at least QUERIES_AT_A_TIME of each text; the last parts together
     expected = [network.states(ids, network.past(*ids.shape))[:, :, -1] for ids in fed]
     np.testing.assert_allclose(found_2AD, np.concatenate(expected, axis=1), rtol=0, atol=1e-5)
     assert [past.n_seen for past in pasts] == [9, 1, 4, 5]
+
+
+@with_lite
+@pytest.mark.parametrize('precision', ['float32', 'int8'])
+def test_states_are_the_same_bit_for_bit_however_a_prompt_is_divided(monkeypatch, precision):
+    """At multiples of QUERIES_AT_A_TIME, alone or beside others: what a server samples does not depend on its load."""
+    monkeypatch.setattr(lite, 'QUERIES_AT_A_TIME', 8)
+    hparams = tiny.hparams(**dict(HPARAMS, n_embd=64))
+    network = network_of(hparams, tiny.random_weights(hparams, stddev=0.1), precision)
+    ids = random().randint(0, 256, [1, 32])
+    whole = network.states(ids, network.past(1, 32))[:, 0, -1]
+    for widths in ([8, 24], [16, 8, 8]):
+        past, other = network.past(1, 32), network.past(2, 40)
+        for begin, end in zip(np.cumsum([0] + widths), np.cumsum(widths)):
+            states_2RD = network.next_states([ids[:, begin:end], ids[:, [7, 9]].T], [past, other])
+        np.testing.assert_array_equal(states_2RD[:, widths[-1] - 1], whole)
 
 
 @with_lite

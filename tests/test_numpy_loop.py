@@ -82,6 +82,16 @@ def test_loop_rejects_prompts_that_are_empty_or_too_long(lengths, message):
         run(None, np.zeros([2, 30], int), lengths, np.zeros([2, 4]))
 
 
+@pytest.mark.parametrize('token, draws, message', [
+    (-1, [[0] * 4] * 2, 'vocabulary, 0 to 10'), (11, [[0] * 4] * 2, 'vocabulary'), (3, [[0] * 3] * 2, r'\[2, 4\]'),
+    (3, [[0] * 4] * 3, 'draws'), (3, [[0, 0, 0, 1]] * 2, 'draws'), (3, [[0, 0, 0, -1e-9]] * 2, 'draws')])
+def test_loop_rejects_tokens_and_draws_out_of_range(token, draws, message):
+    """But not what is behind the end of a shorter prompt."""
+    run = numpy_loop.loop(tiny.hparams(n_ctx=32), 4)
+    with pytest.raises(ValueError, match=message):
+        run(None, [[1, 2], [token, 99]], [2, 1], draws)
+
+
 @pytest.mark.parametrize('n_vocab', [1, 7, 256, 1733 * 29])
 def test_next_token_is_that_of_sample_py(sess, n_vocab):
     """For logits that tie and that do not, every kind of filter, and draws from the first to the last number."""

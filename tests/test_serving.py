@@ -717,8 +717,8 @@ def test_engine_ends_rows_whose_clients_are_gone(engine):
 
 @with_litert
 def test_step_engine_reads_a_long_prompt_in_parts_beside_the_tokens_of_others(tiny_models, monkeypatch):
-    """A few tokens of prompts a step, in the order in which they came, and one token of each other text. Whoever comes
-    while a text is computed joins it at the next step.
+    """A few tokens of prompts a step, in the order in which they came, and one token of each other text. A new text
+    joins the others at the next step. A part is never cut for others.
     """
     monkeypatch.setattr('gpt2.serving.steps.PROMPT_TOKENS', 4)
     hparams, steps = checkpoint.load_hparams('tiny', tiny_models), []
@@ -726,12 +726,12 @@ def test_step_engine_reads_a_long_prompt_in_parts_beside_the_tokens_of_others(ti
     next_states = engine.network.next_states
     monkeypatch.setattr(engine.network, 'next_states', lambda fed, pasts: (
         steps.append([tokens.size for tokens in fed]), next_states(fed, pasts))[1])
-    late = [Listed(2, range(10)), Listed(2, [3, 4, 5])]
+    late = [Listed(2, range(10)), Listed(2, [3, 4]), Listed(2, [3, 4, 5])]
     first = Listed(6, [1], after=lambda row: len(row.tokens) == 1 and engine.submit(late))
     engine.submit([first])
     for row in [first] + late:
         assert row.done.wait(SECONDS)
-    assert steps == [[1], [1, 4], [1, 4], [1, 2, 2], [1, 1, 1], [1, 1]]
+    assert steps == [[1], [1, 4], [1, 4], [1, 2, 2], [1, 1, 1, 3], [1, 1]]
 
 
 @pytest.mark.slow

@@ -31,8 +31,10 @@ except ImportError:  # TensorFlow 2's own does the same, and warns that it will 
     Interpreter = tf.lite.Interpreter if lite_schema else None
     warnings.filterwarnings('ignore', message=r'\s*Warning: tf.lite.Interpreter is deprecated')
 
-TOKENS_AT_A_TIME = 512  # of a prompt, so that a batch of long ones fits into memory
-QUERIES_AT_A_TIME = 128  # so that few scores are computed only to be masked
+MAX_ROWS = 2 ** 12  # tokens of all texts that are computed at a time, so that a batch of long prompts fits into memory
+# So that few scores are computed only to be masked. Where a prompt is divided, it is at multiples of this number, since
+# sums over other numbers of positions are rounded differently.
+QUERIES_AT_A_TIME = 128
 ALIGNMENT = 64  # bytes, of the arrays in a file
 ROWS_AT_A_TIME = 2 ** 10  # that are rounded: 3 MB of the vocabulary instead of 154
 MAX_FLOAT32_BYTES = 2 ** 31  # LiteRT keeps two copies of the weights, too much for 774M and 1558M in float32
@@ -261,28 +263,29 @@ def matrix_reader(read, precision):
 
 # The network
 
-def pieces_of(files):
-    """Functions of arrays, one for each file, as lists of arrays.
+def joined(files):
+    """The content of one file in LiteRT's format with the graphs of several, and for each a Piece.
 
     They are parts of one file, so that the same threads compute them all. With threads of their own, those of a piece
     would occupy the cores for a while after it, looking for work.
     """
-    joined, signatures = lite_schema.ModelT(), []
-    joined.version, joined.buffers, joined.operatorCodes, joined.subgraphs = 3, [], [], []
+    whole, signatures = lite_schema.ModelT(), []
+    whole.version, whole.buffers, whole.operatorCodes, whole.subgraphs = 3, [], [], []
     for number, file in enumerate(files):
         graph, = file.subgraphs
         for tensor in graph.tensors:
-            tensor.buffer += len(joined.buffers)
+            tensor.buffer += len(whole.buffers)
         for operator in graph.operators:
-            operator.opcodeIndex += len(joined.operatorCodes)
-        joined.buffers += file.buffers
-        joined.operatorCodes += file.operatorCodes
-        joined.subgraphs.append(graph)
+            operator.opcodeIndex += len(whole.operatorCodes)
+        whole.buffers += file.buffers
+        whole.operatorCodes += file.operatorCodes
+        whole.subgraphs.append(graph)
         signatures.append(signature(str(number), number, *[
             {str(i): tensor for i, tensor in enumerate(tensors)} for tensors in (graph.inputs, graph.outputs)]))
-    joined.signatureDefs = signatures
-    interpreter = Interpreter(model_content=packed(joined), num_threads=process.n_cores())
-    return [Piece(interpreter.get_signature_runner(str(number))) for number in range(len(files))]
+    whole.signatureDefs = signatures
+    content = packed(whole)
+    interpreter = Interpreter(model_content=content, num_threads=process.n_cores())
+    return content, [Piece(interpreter.get_signature_runner(str(number))) for number in range(len(files))]
 
 
 def signature(name, subgraph, inputs, outputs):
@@ -334,7 +337,7 @@ class Network(object):
         pieces = [first] + [between] * (hparams.n_layer - 1) + [last]
         first_layers = [0] + list(range(hparams.n_layer - 1)) + [hparams.n_layer - 2]
         read_matrix = matrix_reader(read, precision)
-        self.wte, self.wpe = read_matrix('model/wte'), read('model/wpe')
+        values_VD, scale_V = read_matrix('model/wte')
 
         def make(piece, first_layer):
             content, vectors, matrices = piece
@@ -342,7 +345,10 @@ class Network(object):
 
         with futures.ThreadPoolExecutor(process.n_cores()) as pool:
             files = list(pool.map(make, pieces, first_layers))
-        self.attend, *self.pieces = pieces_of([unpacked(attend)] + files)
+        content, (self.attend, *self.pieces) = joined([unpacked(attend)] + files)
+        place = files[-1].buffers[-1].offset  # the embedding is the last matrix of the last piece
+        values_VD = np.frombuffer(content, values_VD.dtype, values_VD.size, place).reshape(values_VD.shape)
+        self.wte, self.wpe = (values_VD, scale_V), read('model/wpe')
 
     def past(self, batch, n_positions):
         """An empty Past of batch texts."""
@@ -362,19 +368,25 @@ class Network(object):
 
         fed, pasts: as next_states takes them, but with any number of tokens.
         """
-        last_parts = []
+        calls, n_rows = [[]], 0
         for tokens_BT, past in zip(fed, pasts):
             *before, last_BT = in_parts(tokens_BT)
             for part_BT in before:
                 self.next_states([part_BT], [past])
-            last_parts.append(last_BT)
-        widths_A = np.repeat([part_BT.shape[1] for part_BT in last_parts], [len(part_BT) for part_BT in last_parts])
-        return self.next_states(last_parts, pasts)[:, np.cumsum(widths_A) - 1]
+            if calls[-1] and n_rows + last_BT.size > MAX_ROWS:
+                calls, n_rows = calls + [[]], 0
+            calls[-1].append((last_BT, past))
+            n_rows += last_BT.size
+        found = []
+        for call in calls:
+            widths_A = np.concatenate([np.full(len(part_BT), part_BT.shape[1]) for part_BT, _ in call])
+            found.append(self.next_states(*zip(*call))[:, np.cumsum(widths_A) - 1])
+        return np.concatenate(found, axis=1)
 
     def next_states(self, fed, pasts):
         """What logits() takes for each of the new tokens, text by text: float32 [2, R, D].
 
-        fed: a list of tokens, int32 [B, T] with few T.  pasts: for each the Past of these texts, which gets the tokens.
+        fed: a list of tokens, int32 [B, T].  pasts: for each the Past of these texts, which gets the tokens.
         """
         values_VD, scale_V = self.wte
         hidden, masks = [], []
@@ -431,8 +443,9 @@ class Network(object):
 
 
 def in_parts(tokens_BT):
-    """Tokens [B, T], TOKENS_AT_A_TIME of each text at a time."""
-    return [tokens_BT[:, first:first + TOKENS_AT_A_TIME] for first in range(0, tokens_BT.shape[1], TOKENS_AT_A_TIME)]
+    """Tokens [B, T] in parts with up to MAX_ROWS tokens, or QUERIES_AT_A_TIME of each text."""
+    n = max(1, MAX_ROWS // len(tokens_BT) // QUERIES_AT_A_TIME) * QUERIES_AT_A_TIME
+    return [tokens_BT[:, first:first + n] for first in range(0, tokens_BT.shape[1], n)]
 
 
 def causal_mask(n_new, n_seen):

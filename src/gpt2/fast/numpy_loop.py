@@ -22,10 +22,9 @@ def loop(hparams, length, width=None, watch=None, *, temperature=1, top_k=0, top
     filler = sample.NO_TOKEN if end_token is None else end_token
 
     def run(network, context_BC, length_B, draws):
-        context_BC, length_B = np.array(context_BC, np.int32), np.array(length_B)
-        for n_context in (length_B.min(), length_B.max()):
-            sample.check_room(hparams, n_context, length)
+        context_BC, length_B, draws = np.array(context_BC, np.int32), np.array(length_B), np.array(draws)
         is_given_BS = np.arange(context_BC.shape[1] + length) < length_B[:, None]
+        check(hparams, context_BC[is_given_BS[:, :-length]], length_B, draws, length)
         text_BS = np.where(is_given_BS, np.pad(context_BC, [(0, 0), (0, length)], 'constant'), np.int32(filler))
         groups, end_B, ended_B = [], length_B.copy(), np.zeros(len(text_BS), bool)
         for n_context in sorted(set(length_B.tolist())):
@@ -50,6 +49,16 @@ def loop(hparams, length, width=None, watch=None, *, temperature=1, top_k=0, top
         return text_BS[:, :end_B.max()]
 
     return run
+
+
+def check(hparams, tokens, length_B, draws, length):
+    """Raises ValueError for what no network can continue. tokens: those of all prompts."""
+    for n_context in (length_B.min(), length_B.max()):
+        sample.check_room(hparams, n_context, length)
+    if not (0 <= tokens).all() or not (tokens < hparams.n_vocab).all():
+        raise ValueError('a token is not in the vocabulary, 0 to %d' % (hparams.n_vocab - 1))
+    if draws.shape != (len(length_B), length) or not (0 <= draws).all() or not (draws < 1).all():
+        raise ValueError('draws must be [%d, %d], each in [0, 1)' % (len(length_B), length))
 
 
 class Group(object):

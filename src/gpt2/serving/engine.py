@@ -48,7 +48,9 @@ class Engine(object):
     def submit(self, rows):
         """Let rows wait for their turn. Raises Refusal if there is no place."""
         with self.changed:
-            if self.stopped or len(self.waiting) + len(rows) > self.max_waiting:
+            if self.stopped:
+                raise Refusal('the server is stopping', status=503)
+            if len(self.waiting) + len(rows) > self.max_waiting:
                 raise Refusal('too many requests are waiting; try again later', status=503)
             for row in rows:
                 row.since = time.time()

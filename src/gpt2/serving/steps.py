@@ -7,11 +7,11 @@ import numpy as np
 
 from gpt2 import checkpoint, session
 from gpt2.evaluation import scorer
-from gpt2.fast import numpy_loop
+from gpt2.fast import lite, numpy_loop
 from gpt2.serving.completions import MAX_LOGPROBS
 from gpt2.serving.engine import Engine
 
-PROMPT_TOKENS = 128  # in a step, of all prompts together
+PROMPT_TOKENS = lite.QUERIES_AT_A_TIME  # in a step, of all prompts together, and in a part of a prompt
 
 
 class Text(object):
@@ -23,10 +23,10 @@ class Text(object):
     def __init__(self, row, past):
         self.row, self.past, self.unfed, self.n_drawn = row, past, row.prompt, 0
 
-    def fed(self, n):
-        """Up to n tokens to feed now: int32 [1, T]."""
-        tokens, self.unfed = self.unfed[:n], self.unfed[n:]
-        return np.array([tokens], np.int32)
+    def feed(self):
+        """The next part of what is unfed: int32 [1, T]."""
+        part, self.unfed = self.unfed[:PROMPT_TOKENS], self.unfed[PROMPT_TOKENS:]
+        return np.array([part], np.int32)
 
     def drawn(self, logits_V):
         """The next token."""
@@ -76,11 +76,10 @@ class StepEngine(Engine):
         """Feed each text's new token, and parts of prompts; choose the next token where the prompt is complete."""
         fed, n_left = [], PROMPT_TOKENS
         for text in texts:
-            if len(text.unfed) == 1:
-                fed.append((text, text.fed(1)))
-            elif n_left:
-                fed.append((text, text.fed(n_left)))
-                n_left -= fed[-1][1].size
+            n_next = min(len(text.unfed), PROMPT_TOKENS)
+            if n_next == 1 or n_next <= n_left:
+                n_left -= n_next if n_next > 1 else 0
+                fed.append((text, text.feed()))
         if not fed:
             return
         states_2RD = self.network.next_states([tokens_1T for _, tokens_1T in fed], [text.past for text, _ in fed])
