@@ -1,4 +1,5 @@
 """session.py: devices, threads and precision of a session, how one ends, and what is said when memory is short."""
+import errno
 import threading
 
 import pytest
@@ -94,7 +95,11 @@ def test_check_precision_names_the_value_and_the_choices(name):
 def test_out_of_memory_is_reported_with_the_remedy(sess):
     """Whether TensorFlow or Python has run out of it. Other errors pass."""
     tensor = tf.random_uniform([2 ** 24, 2 ** 24])  # 1 PB: no process has that many addresses
-    for fail in (lambda: sess.run(tensor), lambda: bytearray(2 ** 60)):
+
+    def fail_to_read():
+        raise OSError(errno.EFAULT, 'Bad address')  # as reading a file does where memory is limited
+
+    for fail in (lambda: sess.run(tensor), lambda: bytearray(2 ** 60), fail_to_read):
         with pytest.raises(ValueError, match='^out of memory; reduce it$'), session.out_of_memory('reduce it'):
             fail()
     with pytest.raises(ZeroDivisionError), session.out_of_memory('reduce it'):

@@ -71,6 +71,9 @@ class Sampler(object):
             raise ValueError('prompts is %.60r, nsamples %d; give a list of texts, and 1 or more' % (prompts, nsamples))
         widths = sorted({len(row) for row in rows})
         max_length = self.hparams.n_ctx + 1 - widths[-1]  # the last token is never fed back
+        if max_length < 1:
+            raise ValueError('the longest prompt has %d tokens; the context of the model has room for %d'
+                             % (widths[-1], self.hparams.n_ctx))
         length = max_length if length is None else length
         if not 1 <= length <= max_length:
             raise ValueError('length is %d; after the longest prompt, %d tokens, it must be 1 to %d'

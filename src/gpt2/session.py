@@ -3,6 +3,7 @@
 TensorFlow is imported inside the functions that need it, so that a command can report a mistake at once.
 """
 import contextlib
+import errno
 import os
 
 PRECISIONS = ('float32', 'int8')
@@ -67,5 +68,7 @@ def out_of_memory(remedy):
     from gpt2.system.tf1 import tf
     try:
         yield
-    except (MemoryError, tf.errors.ResourceExhaustedError):
+    except (MemoryError, OSError, tf.errors.ResourceExhaustedError) as error:
+        if getattr(error, 'errno', errno.ENOMEM) not in (errno.ENOMEM, errno.EFAULT):  # the latter: while reading a file
+            raise
         raise ValueError('out of memory; ' + remedy)
