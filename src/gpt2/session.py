@@ -69,6 +69,6 @@ def out_of_memory(remedy):
     try:
         yield
     except (MemoryError, OSError, tf.errors.ResourceExhaustedError) as error:
-        if getattr(error, 'errno', errno.ENOMEM) not in (errno.ENOMEM, errno.EFAULT):  # the latter: while reading a file
+        if getattr(error, 'errno', errno.ENOMEM) not in (errno.ENOMEM, errno.EFAULT):  # the latter: of a read()
             raise
         raise ValueError('out of memory; ' + remedy)
