@@ -366,7 +366,7 @@ class Network(object):
     def last_states(self, fed, pasts):
         """What logits() takes for the last token of each text: float32 [2, A, D].
 
-        fed, pasts: as next_states takes them, but with any number of tokens.
+        fed, pasts: as next_states takes them, which reads up to MAX_ROWS of the tokens at a time.
         """
         calls, n_rows = [[]], 0
         for tokens_BT, past in zip(fed, pasts):

@@ -24,7 +24,7 @@ def loop(hparams, length, width=None, watch=None, *, temperature=1, top_k=0, top
     def run(network, context_BC, length_B, draws):
         context_BC, length_B, draws = np.array(context_BC, np.int32), np.array(length_B), np.array(draws)
         is_given_BS = np.arange(context_BC.shape[1] + length) < length_B[:, None]
-        check(hparams, context_BC[is_given_BS[:, :-length]], length_B, draws, length)
+        check(hparams, context_BC[is_given_BS[:, :context_BC.shape[1]]], length_B, draws, length)
         text_BS = np.where(is_given_BS, np.pad(context_BC, [(0, 0), (0, length)], 'constant'), np.int32(filler))
         groups, end_B, ended_B = [], length_B.copy(), np.zeros(len(text_BS), bool)
         for n_context in sorted(set(length_B.tolist())):
