@@ -49,6 +49,7 @@ def serve(model_name='117M', host='127.0.0.1', port=8000, api_key: str = None, n
         import waitress  # noqa: F401
     except ImportError:
         raise ImportError('serving needs Flask and waitress: pip install flask waitress')
+    process.share_memory_between_threads()  # before TensorFlow starts its threads
     from gpt2.serving import loading, web
     sock = web.listening_socket(host, port)
     engine = loading.load(hparams, model_name, models_dir, precision, batch_size, max_waiting)

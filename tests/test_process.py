@@ -435,6 +435,36 @@ def test_an_interrupt_ends_a_sampler_while_it_imports_loads_and_samples():
         assert process.returncode == 130 and stderr.replace(QUESTION, b'') == b'', 'after %g s and more' % seconds
 
 
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='needs glibc')
+@pytest.mark.parametrize('call, is_one', [('pass', False), ('process.share_memory_between_threads()', True)])
+def test_share_memory_between_threads(tmp_path, call, is_one):
+    """As malloc_info of glibc lists the pools, while four threads hold memory of their own."""
+    program = """
+import ctypes, sys, threading
+sys.path.insert(0, %r)
+from gpt2.system import process
+%s
+libc, held = ctypes.CDLL(None), threading.Barrier(5)
+libc.malloc.restype = libc.fopen.restype = ctypes.c_void_p
+
+def hold():
+    libc.malloc(1000)
+    held.wait(60)
+    held.wait(60)
+
+threads = [threading.Thread(target=hold) for _ in range(4)]
+for thread in threads:
+    thread.start()
+held.wait(60)
+file = ctypes.c_void_p(libc.fopen(%r, b'w'))
+libc.malloc_info(0, file)
+libc.fclose(file)
+held.wait(60)
+""" % (SRC, call, os.fsencode(str(tmp_path / 'pools.xml')))
+    assert finished([sys.executable, '-c', program]) == (0, b'', b'')
+    assert ((tmp_path / 'pools.xml').read_text().count('<heap nr=') == 1) == is_one
+
+
 @pytest.mark.parametrize('said, n_cores', [
     (None, 3), ('', 3), ('2', 2), ('1,4', 1), ('8', 8), ('0', 3), ('many', 3), ('1024', 1024), ('1025', 3),
     ('100000', 3), ('9' * 5000, 3), ('\u00b2', 3)], ids=lambda said: repr(said)[:9])

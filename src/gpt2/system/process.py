@@ -264,6 +264,18 @@ def end_with(parent):
     _thread.start_new_thread(watch, ())
 
 
+def share_memory_between_threads():
+    """Let the C library take the memory of all later threads from one pool.
+
+    With a pool for each thread, as glibc has it, a server's memory grows as different threads compute its requests.
+    """
+    import ctypes
+    try:
+        ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX of glibc's malloc.h
+    except (AttributeError, OSError, TypeError):  # another C library
+        pass
+
+
 def n_cores():
     """The number of processors to use: OMP_NUM_THREADS if that is 1 to 1024, otherwise all available to the process."""
     limit = os.environ.get('OMP_NUM_THREADS', '').split(',')[0].strip()
