@@ -6,7 +6,7 @@ import numpy as np
 
 from gpt2.fast import cache, matmul, xla
 import model
-from gpt2.system.tf1 import batch_gather, size, sizes, tf
+from gpt2.system.tf1 import batch_gather, is_tensor, size, sizes, tf
 
 REMOVED = -1e10  # the logit of a token that a filter took out
 EMPTY = 'the prompt is empty; start from the end-of-text token'
@@ -54,7 +54,7 @@ def top_p_logits(logits, p):
 
 def as_float64(x):
     """x as a float64 tensor. TensorFlow would make a Python number float32 first, which loses half of its digits."""
-    return tf.cast(x, tf.float64) if isinstance(x, tf.Tensor) else tf.constant(np.asarray(x, np.float64))
+    return tf.cast(x, tf.float64) if is_tensor(x) else tf.constant(np.asarray(x, np.float64))
 
 
 def keep(logits, kept):
@@ -307,13 +307,13 @@ def check_options(length, temperature, top_k, top_p):
 
 def check_top_k(k):
     """Raises ValueError unless k is a number of tokens, or a tensor."""
-    if not isinstance(k, tf.Tensor) and (not isinstance(k, numbers.Integral) or k < 0):
+    if not is_tensor(k) and (not isinstance(k, numbers.Integral) or k < 0):
         raise ValueError('top_k is %r; it must be a whole number, 1 or more, or 0 to keep every token' % k)
 
 
 def check_top_p(p):
     """Raises ValueError unless p is a probability over 0, or a tensor."""
-    if not isinstance(p, tf.Tensor) and not 0 < p <= 1:
+    if not is_tensor(p) and not 0 < p <= 1:
         raise ValueError('top_p is %r; it must be over 0 and at most 1, which keeps every token' % p)
 
 
@@ -326,7 +326,7 @@ def check_compiled(compiled, context_BC, watch, top_k):
         raise ValueError('compiled needs a context with a known number of rows, such as a placeholder of [8, None]')
     if compiled and watch is not None:
         raise ValueError('a compiled loop cannot be watched; leave out compiled or watch')
-    if compiled and isinstance(top_k, tf.Tensor):
+    if compiled and is_tensor(top_k):
         raise ValueError('compiled needs a top_k that is a number, since XLA sorts a fixed number of tokens')
 
 
@@ -363,7 +363,7 @@ def check_room(hparams, n_context, length):
 def checked_lengths(context_lengths, n_context):
     """The prompts' lengths, int32 [B]. Raises as sample_sequence does."""
     message = 'context_lengths must be 1 to the width of context'
-    known = not isinstance(context_lengths, tf.Tensor) and isinstance(n_context, int)
+    known = not is_tensor(context_lengths) and isinstance(n_context, int)
     if known and not (1 <= np.min(context_lengths) and np.max(context_lengths) <= n_context):
         raise ValueError('%s, %d; they are %s' % (message, n_context, list(context_lengths)))
     length_B = tf.cast(context_lengths, tf.int32)

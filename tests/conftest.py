@@ -60,7 +60,7 @@ def no_line_each_minute():
 def in_tensorflow(monkeypatch):
     """Samplers compute in TensorFlow, as they do on a GPU and with TensorFlow 1.12."""
     from gpt2.fast import lite
-    monkeypatch.setattr(lite, 'Interpreter', None)
+    monkeypatch.setattr(lite, 'litert', lambda: None)
 
 
 @pytest.fixture

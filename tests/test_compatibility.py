@@ -33,7 +33,6 @@ MAY_IMPORT = collections.OrderedDict([
     ('gpt2.releases', []),
     ('gpt2.fast', ['gpt2.system']),
     ('model', ['gpt2.fast', 'gpt2.system.tf1']),
-    ('gpt2.fast.lite', ['model', 'gpt2.fast', 'gpt2.system']),
     ('encoder', ['gpt2.releases', 'gpt2.system']),
     ('gpt2.corpus', ['gpt2.system']),
     ('gpt2.chart', ['gpt2.system']),
@@ -50,7 +49,7 @@ MAY_IMPORT = collections.OrderedDict([
 ])
 # These answer before TensorFlow is loaded, which takes seconds.
 WITHOUT_TENSORFLOW = ['encoder', 'gpt2.corpus', 'gpt2.releases', 'gpt2.system']
-WITH_SESSIONS = ['gpt2.checkpoint', 'gpt2.fast.lite', 'gpt2.fast.xla', 'gpt2.session', 'gpt2.training.cluster']
+WITH_SESSIONS = ['gpt2.checkpoint', 'gpt2.fast.xla', 'gpt2.session', 'gpt2.training.cluster']
 
 
 def module_name(path):

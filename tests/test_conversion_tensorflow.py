@@ -13,7 +13,7 @@ from gpt2.evaluation.documents import Options
 from gpt2.fast import lite
 from gpt2.sampler import Sampler
 from gpt2.system import tensor_bundle
-from gpt2.system.tf1 import tf
+from gpt2.system.tf1 import litert, tf
 import convert
 import encoder
 from helpers import tiny
@@ -152,7 +152,7 @@ def test_litert_file_continues_a_text_as_the_network_of_8_bits(tmp_path):
     ids = np.random.RandomState(0).randint(0, hparams.n_vocab, [1, 20]).astype(np.int32)
     network = lite.Network(hparams, weights.__getitem__, 'int8')
     expected_TV = network.logits(network.states(ids, network.past(1, 20))[:, 0])
-    run = lite.Interpreter(path).get_signature_runner('next')
+    run = litert()[0](path).get_signature_runner('next')
     past, n_past = np.full([3, 2, 2, 25, 32], 1e3, np.float32), 0
     for n_new in (7, 1, 1, 11):
         found = run(tokens=ids[:, n_past:n_past + n_new], past=past, n_past=np.int32(n_past))

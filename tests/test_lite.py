@@ -1,4 +1,5 @@
 """lite.py: products and networks against NumPy, in 8 bits with the same rounded weights, and errors."""
+from collections import Counter
 import functools
 import os
 import shutil
@@ -15,7 +16,7 @@ from gpt2.evaluation import documents, loading
 from gpt2.evaluation.scorer import scorer
 from gpt2.fast import lite, matmul, numpy_loop
 from gpt2.sampler import load
-from gpt2.system.tf1 import tf
+from gpt2.system.tf1 import litert, tf
 from helpers import reference, tiny
 from helpers.paths import HELD_OUT, MODELS, ROOT
 from helpers.processes import finished
@@ -299,25 +300,30 @@ def test_layers_share_their_threads():
     assert n_threads[0] == n_threads[1]
 
 
-def test_matrix_reader_reads_the_embedding_once():
-    """The network and its last piece share the array."""
-    weights, names = tiny.random_weights(tiny.hparams()), []
-    for precision in ('float32', 'int8'):
-        read_matrix = lite.matrix_reader(lambda name: (names.append(name), weights[name])[1], precision)
-        assert read_matrix('model/wte')[0] is read_matrix('model/wte')[0]
-    assert names == ['model/wte'] * 2
+@with_lite
+@pytest.mark.parametrize('precision', ['float32', 'int8'])
+def test_network_has_no_operations_for_biases_and_one_for_gelu(precision):
+    """The additions are those of the residual stream, and two in each layer norm."""
+    hparams = tiny.hparams()
+    content, _ = lite.written(hparams, tiny.random_weights(hparams).__getitem__, precision)
+    file, kind = litert()[1].ModelT.InitFromPackedBuf(content, 0), litert()[1].BuiltinOperator
+    between = file.subgraphs[2]  # attention is the first
+    found = Counter(file.operatorCodes[operator.opcodeIndex].builtinCode for operator in between.operators)
+    assert (found[kind.FULLY_CONNECTED], found[kind.GELU], found[kind.ADD]) == (4, 1, 6)
 
 
 @with_lite
-def test_packed_puts_each_array_at_a_multiple_of_its_alignment():
-    file, arrays = lite.lite_schema.ModelT(), [random().bytes(n) for n in (5, 200, 64, 1)]
-    file.buffers = [lite.lite_schema.BufferT() for _ in range(5)]  # the first one is that of tensors without data
-    for buffer, array in zip(file.buffers[1:], arrays):
-        buffer.data = np.frombuffer(array, np.uint8)
-    content = lite.packed(file)
-    found = lite.unpacked(content).buffers
-    assert [content[buffer.offset:buffer.offset + buffer.size] for buffer in found[1:]] == arrays
-    assert not any(buffer.offset % lite.ALIGNMENT for buffer in found) and found[0].size == 0
+@pytest.mark.parametrize('precision', ['float32', 'int8'])
+def test_network_reads_each_weight_and_holds_the_embedding_once(precision):
+    """The embedding is a part of the file, not a copy."""
+    hparams, names = tiny.hparams(n_vocab=300), []
+    weights = tiny.random_weights(hparams)
+    content, (values_VD, scale_V) = lite.written(
+        hparams, lambda name: (names.append(name), weights[name])[1], precision)
+    assert sorted(names + ['model/wpe']) == sorted(weights)
+    assert content.count(values_VD.tobytes()) == 1 and values_VD.base is content
+    step = np.abs(weights['model/wte']).max() / 127 if precision == 'int8' else 0
+    np.testing.assert_allclose(values_VD * scale_V[:, None], weights['model/wte'], rtol=0, atol=0.51 * step)
 
 
 @with_lite

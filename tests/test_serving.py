@@ -851,8 +851,8 @@ def test_step_engine_tells_all_running_rows_of_a_failure(step_engine, monkeypatc
 @with_litert
 def test_step_engine_scores_one_prompt_a_step(step_engine, monkeypatch):
     """So that those that are running wait for no more than one."""
-    order, predict, step = [], step_engine.predict, step_engine.step
-    monkeypatch.setattr(step_engine, 'predict', lambda ids: (order.append('score'), predict(ids))[1])
+    order, predictions, step = [], step_engine.predictions, step_engine.step
+    monkeypatch.setattr(step_engine, 'predictions', lambda row: (order.append('score'), predictions(row))[1])
     monkeypatch.setattr(step_engine, 'step', lambda texts: (order.append('step'), step(texts)))
     rows = [Scored(2, [1, 2, 3]), Scored(2, [4, 5])]
     step_engine.submit(rows)

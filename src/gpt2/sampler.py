@@ -96,17 +96,14 @@ class Sampler(object):
         Raises ValueError as sample_sequence does, and if memory is short.
         """
         from gpt2.fast import lite
-        from gpt2.system.tf1 import tf
         key = (n_rows, length, width, ragged, watch) + tuple(sorted(options.items()))
         with self.lock:
             if key in self.functions:
                 return self.functions[key]
-            self.graph = self.graph or tf.Graph()
-            with self.graph.as_default():
-                if lite.is_for(self.precision, self.hparams):
-                    run = self.in_litert(length, width, watch, **options)
-                else:
-                    run = self.in_tensorflow(n_rows, length, width, ragged, watch, **options)
+            if lite.is_for(self.precision, self.hparams):
+                run = self.in_litert(length, width, watch, **options)
+            else:
+                run = self.in_tensorflow(n_rows, length, width, ragged, watch, **options)
 
             def continue_batch(prompts, draws):
                 widths = [len(prompt) for prompt in prompts]
@@ -122,15 +119,17 @@ class Sampler(object):
         """A function of prompts int32 [B, C], their lengths [B], and draws that returns as sample_sequence does."""
         import sample
         from gpt2.system.tf1 import tf
-        context = tf.placeholder(tf.int32, [n_rows, width])
-        lengths = tf.placeholder(tf.int32, [n_rows]) if ragged else None
-        draws = tf.placeholder(tf.float64, [n_rows, None])
-        output = sample.sample_sequence(hparams=self.hparams, length=length, context=context, draws=draws,
-                                        context_lengths=lengths, watch=watch, **options)
-        if self.sess is None:
-            sess = session.new_session(sampling=True)
-            checkpoint.restore(sess, self.model_name, self.models_dir)
-            self.sess = sess
+        self.graph = self.graph or tf.Graph()
+        with self.graph.as_default():
+            context = tf.placeholder(tf.int32, [n_rows, width])
+            lengths = tf.placeholder(tf.int32, [n_rows]) if ragged else None
+            draws = tf.placeholder(tf.float64, [n_rows, None])
+            output = sample.sample_sequence(hparams=self.hparams, length=length, context=context, draws=draws,
+                                            context_lengths=lengths, watch=watch, **options)
+            if self.sess is None:
+                sess = session.new_session(sampling=True)
+                checkpoint.restore(sess, self.model_name, self.models_dir)
+                self.sess = sess
 
         def run(prompts, widths, batch_draws):
             fed = {context: prompts, draws: batch_draws}

@@ -1,76 +1,71 @@
-"""A model as one file for LiteRT, which phones, browsers and small computers run.
+"""A model as one file for LiteRT, which phones, browsers and small computers run. Its matrices have 8 bits."""
+import math
 
-Its matrices have 8 bits, as those of gpt2.fast.lite, which fills them into the file in the same way.
-"""
-from gpt2 import checkpoint, session
+import numpy as np
+
+from gpt2 import checkpoint
 from gpt2.conversion import weights
 from gpt2.fast import lite
-from gpt2.fast.cache import Past, causal_mask
 from gpt2.system import files
-from gpt2.system.tf1 import lite_schema, tf, without_stderr
-import model
+from gpt2.system.lite_file import File, Graph
+from gpt2.system.tf1 import litert, tf
 
 SIGNATURE = 'next'
 
 
 def export(model_name, path, models_dir):
-    """Write a model as a new file. Raises ValueError without TensorFlow 2, and as checkpoint.restore does."""
-    if lite_schema is None:
+    """Write a model as a new file. Raises ValueError without LiteRT, and as checkpoint.restore does."""
+    if litert() is None:
         raise ValueError('a file for LiteRT needs TensorFlow 2.x to write it; this is %s' % tf.__version__)
     folder, hparams = weights.source_of(path, model_name, models_dir)
     with checkpoint.reading(checkpoint.weights_prefix(folder), lite.weight_shapes(hparams)) as (_, reader):
-        read_matrix = lite.matrix_reader(reader.get_tensor, 'int8')
-        embedding = dict(zip(('values', 'scale'), read_matrix('model/wte')))
-
-        def read(name):
-            return embedding[name] if name in embedding else reader.get_tensor(name)
-
-        content = lite.packed(lite.filled(*converted(hparams), 0, read, read_matrix))
+        content = written(hparams, reader.get_tensor)
     with files.replacing(path) as part, open(part, 'wb') as file:
         file.write(content)
 
 
-class InputPast(Past):
-    """The past of one text, an input of the file, with room for S positions, of which n_before are taken.
+def written(hparams, read):
+    """The content of the file. read: function from a variable's name to its float32 array.
 
-    tokens_1T: int32, the new tokens.  past: float32 [n_layer, 2, H, S, K].
+    The past has room for S positions, of which n_past are taken.
     """
+    network, file = lite.Weights(hparams, read, 'int8'), File(litert()[1])
+    graph, size = Graph(file, SIGNATURE), hparams.n_embd // hparams.n_head
+    token_1T = graph.input('tokens', [1, None], np.int32)
+    past = graph.input('past', [hparams.n_layer, 2, hparams.n_head, None, size])
+    n_past = graph.input('n_past', [], np.int32)
+    values_VD, scale_V = network.embedding
+    token_T = token_1T.reshape([None])
+    position_T = numbered(token_T) + n_past
+    embedded_TD = graph.add('CAST', graph.take(values_VD, token_T), dtype=np.float32)
+    hidden_TD = (embedded_TD * graph.take(scale_V, token_T).reshape([None, 1])
+                 + graph.take(read('model/wpe'), position_T))
+    one_of_each = graph.add('SLICE', past, np.zeros(5, np.int32), np.int32([1, 1, 1, -1, 1]), shape=[1, 1, 1, None, 1])
+    place_S = numbered(one_of_each.reshape([None]))
+    is_free_S = graph.add('CAST', graph.add('GREATER_EQUAL', place_S, n_past, dtype=bool), dtype=np.int32)
+    key_N = graph.add('CONCATENATION', place_S + is_free_S * hparams.n_ctx, position_T, axis=0)  # their positions
+    is_later_TN = graph.add('LESS', position_T.reshape([None, 1]), key_N.reshape([1, None]), shape=[None, None],
+                            dtype=bool)
+    mask_TN = graph.add('CAST', is_later_TN, dtype=np.float32) * -1e10
+    present = []
+    for layer in range(hparams.n_layer):
+        qkv_TN = network.before_attention(hidden_TD, layer).reshape([None, 3, hparams.n_head, size])
+        qkv = graph.add('TRANSPOSE', qkv_TN, np.int32([1, 2, 0, 3]), shape=[3, hparams.n_head, None, size])
+        present.append(graph.take(qkv, np.int32([1, 2])))
+        both = graph.add('CONCATENATION', graph.take(past, layer), present[-1], axis=2)
+        mixed_HTK = lite.attend(graph.take(qkv, 0) * (1 / math.sqrt(size)), graph.take(both, 0), graph.take(both, 1),
+                                mask_TN)
+        mixed_THK = graph.add('TRANSPOSE', mixed_HTK, np.int32([1, 0, 2]), shape=[None, hparams.n_head, size])
+        hidden_TD = network.after_attention(hidden_TD, mixed_THK.reshape([None, hparams.n_embd]), layer)
+    last_1D = graph.add('STRIDED_SLICE', hidden_TD, np.int32([-1, 0]), np.int32([0, 0]), np.int32([1, 1]),
+                        shape=[1, hparams.n_embd], beginMask=2, endMask=3)
+    graph.output('logits', network.logits(last_1D).reshape([hparams.n_vocab]))
+    graph.output('present', graph.add('PACK', *present, shape=[hparams.n_layer] + present[0].shape, axis=0,
+                                      valuesCount=hparams.n_layer))
+    return file.content()
 
-    def __init__(self, hparams, tokens_1T, past, n_before):
-        super(InputPast, self).__init__(hparams, tokens_1T, n_before=n_before)
-        before_TS = tf.zeros([self.n_new, 1]) + causal_mask(n_before[None] - 1, tf.shape(past)[3])
-        self.mask_TS = tf.concat([before_TS, causal_mask(tf.range(self.n_new), self.n_new)], axis=1)
-        self.pairs = [tf.unstack(pair) for pair in tf.unstack(past)]
 
-    def append(self, layer, k_HTK, v_HTK):
-        self.new.append(tf.stack([k_HTK, v_HTK]))
-        return [(tf.concat([old, new], axis=-2),) for old, new in zip(self.pairs[layer], (k_HTK, v_HTK))]
-
-
-def converted(hparams):
-    """(file, vectors, matrices) of a network without its weights, as lite.filled takes them."""
-    with tf.Graph().as_default(), session.session() as sess, without_stderr():
-        tokens = tf.placeholder(tf.int32, [1, None], 'tokens')
-        n_before = tf.placeholder(tf.int32, [], 'n_past')
-        past = tf.placeholder(tf.float32, [hparams.n_layer, 2, hparams.n_head, None,
-                                           hparams.n_embd // hparams.n_head], 'past')
-        values_VD = tf.placeholder(tf.int8, [hparams.n_vocab, hparams.n_embd])
-        scale_V = tf.placeholder(tf.float32, [hparams.n_vocab])
-        wpe_SD = tf.placeholder(tf.float32, [hparams.n_ctx, hparams.n_embd])
-        cut, fixed = lite.Cut(hparams), InputPast(hparams, tokens, past, n_before)
-        hidden_TD = (tf.cast(tf.gather(values_VD, tokens[0]), tf.float32) * tf.gather(scale_V, tokens[0])[:, None]
-                     + tf.gather(wpe_SD, fixed.position_T))
-        with tf.variable_scope('model', custom_getter=cut.custom_getter):
-            for layer in range(hparams.n_layer):
-                hidden_TD = model.block(hparams, hidden_TD, layer, fixed)
-            logits = tf.identity(model.unembed(hparams, model.layer_norm(hidden_TD[-1:], 'ln_f'))[0], 'logits')
-        present = tf.stack(fixed.new, name='present')
-        vectors = dict(cut.vectors[0], **{'values': values_VD, 'scale': scale_V, 'model/wpe': wpe_SD})
-        converter = tf.lite.TFLiteConverter.from_session(
-            sess, [tokens, past, n_before] + list(vectors.values()), [logits, present])
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        file = lite.unpacked(converter.convert())
-    graph = file.subgraphs[0]
-    file.signatureDefs = [lite.signature(SIGNATURE, 0, dict(zip(['tokens', 'past', 'n_past'], graph.inputs)),
-                                         dict(zip(['logits', 'present'], graph.outputs)))]
-    return file, list(vectors), cut.matrices[0]
+def numbered(x_N):
+    """0, 1, 2 ... for each element: int32 [N]."""
+    zero_N = x_N.graph.add('CAST', x_N.graph.add('LESS', x_N, x_N, dtype=bool), dtype=np.int32)
+    return x_N.graph.add('CUMSUM', zero_N + 1, np.int32(0), exclusive=True)

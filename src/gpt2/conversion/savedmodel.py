@@ -40,7 +40,7 @@ def sampling(hparams, tokens, lengths):
     settings = {'temperature': tf.placeholder(tf.float32, [], 'temperature'),
                 'top_k': tf.placeholder(tf.int32, [], 'top_k'), 'top_p': tf.placeholder(tf.float32, [], 'top_p')}
     # Each row has draws of its own, which do not depend on how many rows there are.
-    from_seed = tf.map_fn(lambda row: stateless_uniform([length], tf.stack([seed, row]), dtype=tf.float64),
+    from_seed = tf.map_fn(lambda row: stateless_uniform([length], tf.stack([seed, row]), dtype='float64'),
                           tf.range(tf.shape(tokens)[0]), dtype=tf.float64)
     draws = tf.placeholder_with_default(from_seed, [None, None], 'draws')
     n_drawn = tf.shape(draws)[1]

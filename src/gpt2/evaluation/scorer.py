@@ -107,19 +107,25 @@ def by_position_in_litert(sess, hparams, network, figures):
         found = figures(logits_BNV, nats_BN, tokens_BT[:, 1:])
 
     def run(ids, first=1):
-        ids_BT = np.asarray(ids)
-        n_batch, n_token = ids_BT.shape
-        states_2BTD = network.states(ids_BT[:, :-1], network.past(n_batch, n_token - 1))
-        n_piece = max(1, MAX_LOGIT_ROWS // n_batch)
-        pieces = []
-        for begin in range(first - 1, n_token - 1, n_piece):
-            states_2BND = states_2BTD[:, :, begin:begin + n_piece]
-            logits_RV = network.logits(states_2BND.reshape(2, -1, hparams.n_embd))
-            pieces.append(sess.run(found, {logits_BNV: logits_RV.reshape(n_batch, -1, hparams.n_vocab),
-                                           tokens_BT: ids_BT[:, begin:begin + n_piece + 1]}))
+        pieces = [sess.run(found, {logits_BNV: piece_BNV, tokens_BT: piece_BT})
+                  for piece_BNV, piece_BT in logits_in_pieces(network, np.asarray(ids), first)]
         return [np.concatenate(arrays, axis=1) for arrays in zip(*pieces)]
 
     return run
+
+
+def logits_in_pieces(network, ids_BT, first=1):
+    """Yield (logits [B, N, V], tokens [B, N + 1]) of a lite.Network: those of tokens but the last, few at a time.
+
+    The last piece ends with ids_BT [B, T], and the first one predicts ids_BT[:, first].
+    """
+    n_batch, n_token = ids_BT.shape
+    states_2BTD = network.states(ids_BT[:, :-1], network.past(n_batch, n_token - 1))
+    n_piece = max(1, MAX_LOGIT_ROWS // n_batch)
+    for begin in range(first - 1, n_token - 1, n_piece):
+        states_2BND = states_2BTD[:, :, begin:begin + n_piece]
+        logits_RV = network.logits(states_2BND.reshape(2, -1, states_2BND.shape[-1]))
+        yield logits_RV.reshape(n_batch, -1, logits_RV.shape[-1]), ids_BT[:, begin:begin + n_piece + 1]
 
 
 def batch_second(x):

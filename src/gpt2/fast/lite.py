@@ -1,41 +1,30 @@
-"""The network for LiteRT, TensorFlow's engine for phones: on a CPU the fastest one for sampling, with TensorFlow 2.x.
+"""The network for LiteRT, TensorFlow's engine for phones: on a CPU the fastest one for sampling, without TensorFlow.
 
 It multiplies by the fastest instructions that a processor has, in float32 or in 8 bits. There each column of a weight
 becomes integers from -127 to 127 and a scale, and so does each row of what is multiplied with it, as it comes (Dettmers
 et al. 2022, arXiv:2208.07339, section 2.1); all else stays float32. A token reads a quarter of the bytes then, and
 reading the weights takes most of the time.
 
-The network is that of model.py, cut at each attention, which NumPy computes: LiteRT takes several times as long for
-many small products. LiteRT's converter would take half a minute for a large network, so it converts the three pieces
-of a small one, which are then filled with the weights of each layer.
+The network is that of model.py, in LiteRT's operations, cut at each attention, which NumPy computes: LiteRT takes
+several times as long for many small products.
 
 Letters are those of model.py.
 """
 from concurrent import futures
-import functools
 import math
-import re
 import threading
-import warnings
 
 import numpy as np
 
 from gpt2.fast import matmul
 from gpt2.system import process
-from gpt2.system.tf1 import lite_schema, tf, without_stderr
-import model
-
-try:
-    from ai_edge_litert.interpreter import Interpreter
-except ImportError:  # TensorFlow 2's own does the same, and warns that it will move there
-    Interpreter = tf.lite.Interpreter if lite_schema else None
-    warnings.filterwarnings('ignore', message=r'\s*Warning: tf.lite.Interpreter is deprecated')
+from gpt2.system.lite_file import File, Graph
+from gpt2.system.tf1 import litert, tf, without_stderr
 
 MAX_ROWS = 2 ** 12  # tokens of all texts that are computed at a time, so that a batch of long prompts fits into memory
 # So that few scores are computed only to be masked. Where a prompt is divided, it is at multiples of this number, since
 # sums over other numbers of positions are rounded differently.
 QUERIES_AT_A_TIME = 128
-ALIGNMENT = 64  # bytes, of the arrays in a file
 ROWS_AT_A_TIME = 2 ** 10  # that are rounded: 3 MB of the vocabulary instead of 154
 MAX_FLOAT32_BYTES = 2 ** 31  # LiteRT keeps two copies of the weights, too much for 774M and 1558M in float32
 MAX_SCORES = 2 ** 24  # attention scores that are in memory at a time: 64 MB
@@ -45,190 +34,17 @@ def is_for(precision, hparams):
     """Whether LiteRT is to sample with weights of this precision. Raises ValueError for int8 where it cannot."""
     if precision == 'float32':
         n_bytes = 4 * hparams.n_embd * (hparams.n_vocab + hparams.n_ctx + 12 * hparams.n_layer * hparams.n_embd)
-        return Interpreter is not None and not matmul.on_gpu() and n_bytes <= MAX_FLOAT32_BYTES
+        return n_bytes <= MAX_FLOAT32_BYTES and not matmul.on_gpu() and litert() is not None
     if matmul.on_gpu():
         raise ValueError('8-bit weights are for a CPU; use --precision float32, or hide the GPU: '
                          'CUDA_VISIBLE_DEVICES=-1')
-    if Interpreter is None:
+    if litert() is None:
         raise ValueError('TensorFlow %s cannot multiply 8-bit weights; use --precision float32, or TensorFlow 2.x'
                          % tf.__version__)
     return True
 
 
-# A small network in pieces
-
-class Cut(object):
-    """The Past of a network that is cut before and after each attention.
-
-    Each piece takes the hidden states and what attention mixed, and returns the next hidden states and, side by side,
-    queries, keys and values. The first one begins the network, and the last one ends it.
-    inputs, outputs: for each piece, its tensors [R, any].  vectors: {name: placeholder} of its variables [any].
-    matrices: the names of its other variables, in the order in which they are multiplied.
-    shapes: {name: shape} of all variables.
-    """
-
-    def __init__(self, hparams):
-        self.width, self.shapes = hparams.n_embd, {'model/wpe': [hparams.n_ctx, hparams.n_embd]}
-        self.inputs, self.outputs, self.vectors, self.matrices = [[self.states()]], [[]], [{}], [[]]
-        self.n_constants = 0
-
-    def states(self):
-        return tf.placeholder(tf.float32, [None, self.width])
-
-    def numbers(self, shape):
-        """Numbers for a matrix or its bias that are replaced later. The converter would merge equal ones."""
-        self.n_constants += 1
-        return tf.fill(shape, float(self.n_constants))
-
-    def custom_getter(self, getter, name, shape, **options):
-        self.shapes[name] = shape
-        if name.endswith(('/w', '/wte')):
-            return Matrix(self, name, shape[::-1] if name.endswith('/wte') else shape[1:])
-        if name.endswith(('c_attn/b', 'c_fc/b', 'c_proj/b')):
-            return self.numbers(shape)
-        self.vectors[-1][name] = tf.placeholder(tf.float32, shape)
-        return self.vectors[-1][name]
-
-    def split_heads(self, qkv_RN):
-        self.outputs[-1].append(qkv_RN)
-        return [qkv_RN[None]] * 3
-
-    def append(self, layer, k_1RN, v_1RN):
-        return k_1RN, v_1RN
-
-    def over_heads(self, attend, q_1RN, k_1RN, v_1RN, drop):
-        self.inputs.append([self.states()])
-        for lists, empty in ((self.outputs, []), (self.vectors, {}), (self.matrices, [])):
-            lists.append(empty)
-        return self.inputs[-1][0]
-
-    def wanted(self, x, layer):
-        if len(x.shape) == 3:  # queries
-            return x
-        if layer:
-            self.outputs[layer].insert(0, x)
-        self.inputs[-1].insert(0, self.states())
-        return self.inputs[-1][0]
-
-
-class Matrix(object):
-    """A matrix [N, M] of a piece: numbers that are replaced later."""
-
-    def __init__(self, cut, name, shape):
-        self.cut, self.name, self.shape = cut, name, shape
-
-    def product(self, x_RN, transpose_b, input_activation):
-        self.cut.matrices[-1].append(self.name)
-        if input_activation is model.gelu:  # written so that the converter makes one operation of it
-            x_RN = 0.5 * x_RN * (1 + tf.tanh(math.sqrt(2 / math.pi) * (x_RN + 0.044715 * tf.pow(x_RN, 3))))
-        return tf.matmul(x_RN, self.cut.numbers(self.shape))
-
-
-def cut_network(hparams):
-    """The Cut of a network with two layers, in the default graph."""
-    cut = Cut(hparams)
-    hidden_RD = cut.inputs[0][0]
-    with tf.variable_scope('model', custom_getter=cut.custom_getter):
-        for layer in range(2):
-            hidden_RD = model.block(hparams, hidden_RD, layer, cut)
-        cut.outputs[-1].append(model.unembed(hparams, model.layer_norm(hidden_RD, 'ln_f')))
-    return cut
-
-
-def weight_shapes(hparams):
-    """{name: shape} of all variables of a network."""
-    with tf.Graph().as_default():
-        shapes = cut_network(hparams).shapes
-    return {name.replace('/h0/', '/h%d/' % layer): shape for name, shape in shapes.items() if '/h1/' not in name
-            for layer in range(hparams.n_layer)}
-
-
-@functools.lru_cache(maxsize=None)  # once
-def converted(precision):
-    """(attend, pieces), in LiteRT's format: model.attend, and the three pieces of a small network.
-
-    attend: its content.  pieces: for each its content, and the names of its vectors and matrices.
-    """
-    def content(inputs, outputs, optimizations=()):
-        converter = tf.lite.TFLiteConverter.from_session(sess, inputs, outputs)
-        converter.optimizations = list(optimizations)
-        return converter.convert()
-
-    with tf.Graph().as_default(), tf.Session() as sess, without_stderr():
-        *qkv, mask_TS = [tf.placeholder(tf.float32, [None] * n) for n in (4, 4, 4, 2)]
-        attend = content(qkv + [mask_TS], [model.attend(*qkv, mask=lambda score_BHTS: score_BHTS + mask_TS)])
-        cut = cut_network(model.HParams(n_vocab=96, n_ctx=16, n_embd=64, n_head=2, n_layer=2))
-        # As constants, layer norms would become part of the next matrix, and the rows that are rounded uneven.
-        optimizations = [tf.lite.Optimize.DEFAULT] if precision == 'int8' else []
-        pieces = [(content(inputs + list(vectors.values()), outputs, optimizations), vectors, matrices)
-                  for inputs, outputs, vectors, matrices in zip(cut.inputs, cut.outputs, cut.vectors, cut.matrices)]
-        Interpreter(model_content=attend).allocate_tensors()  # says once that there is XNNPACK
-    return attend, [(piece, list(vectors), matrices) for piece, vectors, matrices in pieces]
-
-
-def unpacked(content):
-    """A file in LiteRT's format as a ModelT."""
-    return lite_schema.ModelT.InitFromPackedBuf(content, 0)
-
-
-def filled(file, vectors, matrices, first_layer, read, read_matrix):
-    """A piece, a ModelT, with a network's weights.
-
-    vectors, matrices: as converted returns them.  first_layer: what layer 0 of the piece is in the network.
-    read: function from a vector's name to its float32 array.  read_matrix: as matrix_reader returns it.
-    """
-    def stored(name):
-        return re.sub('/h([01])/', lambda match: '/h%d/' % (first_layer + int(match.group(1))), name)
-
-    places = {}  # where an array is: in one place, even if there are two tensors of it
-
-    def put(array, tensor):
-        file.buffers[tensor.buffer].data = None  # the small network's
-        tensor.shape, (tensor.buffer, _) = list(array.shape), places.setdefault(id(array), (len(file.buffers), array))
-        if tensor.buffer == len(file.buffers):
-            file.buffers.append(lite_schema.BufferT())
-            file.buffers[-1].data = np.ascontiguousarray(array).view(np.uint8).ravel()
-
-    graph = file.subgraphs[0]
-    inputs = list(graph.inputs)
-    for index, name in zip(inputs[-len(vectors):], vectors):
-        put(read(stored(name)), graph.tensors[index])
-    graph.inputs = inputs[:-len(vectors)]
-    products = [operator for operator in graph.operators if file.operatorCodes[
-        operator.opcodeIndex].builtinCode == lite_schema.BuiltinOperator.FULLY_CONNECTED]
-    for operator, name in zip(products, matrices):
-        values_MN, scale_M = read_matrix(stored(name))
-        tensor = graph.tensors[operator.inputs[1]]
-        if values_MN.dtype == np.int8:
-            tensor.quantization.scale, tensor.quantization.zeroPoint = scale_M, np.zeros(len(scale_M), np.int64)
-        put(values_MN, tensor)
-        if name.endswith('/w'):
-            put(read(stored(name[:-1] + 'b')), graph.tensors[operator.inputs[2]])
-    return file
-
-
-def packed(file):
-    """The content of a ModelT, in LiteRT's format. Its arrays are moved behind the rest, copied once."""
-    import flatbuffers  # comes with TensorFlow 2
-
-    def rest():
-        builder = flatbuffers.Builder()
-        builder.Finish(file.Pack(builder), b'TFL3')
-        return builder.Output()
-
-    buffers = [buffer for buffer in file.buffers if isinstance(buffer.data, np.ndarray) and len(buffer.data)]
-    arrays = [buffer.data for buffer in buffers]
-    for buffer in buffers:
-        buffer.data, buffer.offset, buffer.size = None, ALIGNMENT, len(buffer.data)
-    parts = [rest()]  # already has its final length
-    end = len(parts[0])
-    for buffer, array in zip(buffers, arrays):
-        buffer.offset = end + -end % ALIGNMENT
-        parts += [bytes(buffer.offset - end), array]
-        end = buffer.offset + buffer.size
-    parts[0] = rest()
-    return b''.join(parts)
-
+# Rounding
 
 def rounded(weight_MN, name):
     """(int8 values, scale) of a matrix: the largest magnitude of each row becomes 127.
@@ -246,58 +62,111 @@ def rounded(weight_MN, name):
     return values_MN, scale_M
 
 
-def matrix_reader(read, precision):
-    """A function from a matrix's name to its (values [M, N], scale [M]); the embedding, which is needed twice, is kept.
+# The network, in LiteRT's operations
 
-    read: function from a variable's name to its float32 array.  precision: of the values; in float32 the scale is 1.
+MATRICES = {'attn/c_attn': (1, 3), 'attn/c_proj': (1, 1), 'mlp/c_fc': (1, 4), 'mlp/c_proj': (4, 1)}  # of a block, in D
+
+
+def weight_shapes(hparams):
+    """{name: shape} of all variables of a network."""
+    width = hparams.n_embd
+    shapes = {'model/wte': [hparams.n_vocab, width], 'model/wpe': [hparams.n_ctx, width]}
+    for block in ['model/h%d/' % layer for layer in range(hparams.n_layer)]:
+        for name, (n_in, n_out) in MATRICES.items():
+            shapes.update({block + name + '/w': [1, n_in * width, n_out * width], block + name + '/b': [n_out * width]})
+        shapes.update({block + norm: [width] for norm in ('ln_1/g', 'ln_1/b', 'ln_2/g', 'ln_2/b')})
+    return dict(shapes, **{'model/ln_f/g': [width], 'model/ln_f/b': [width]})
+
+
+class Weights(object):
+    """What a network is written with.
+
+    read: function from a variable's name to its float32 array.  precision: of matrices, float32 or int8.
+    embedding: the values [V, D] and scales [V] of wte.
+    Raises ValueError as rounded does.
     """
-    def read_matrix(name):
-        weight_MN = read(name) if name == 'model/wte' else read(name)[0].T
-        if precision == 'int8':
+
+    def __init__(self, hparams, read, precision):
+        self.hparams, self.read, self.precision = hparams, read, precision
+        self.embedding = self.matrix('model/wte')
+        names = ['model/h%d/%s/w' % (layer, name) for layer in range(hparams.n_layer) for name in MATRICES]
+        with futures.ThreadPoolExecutor(process.n_cores()) as pool:
+            self.matrices = dict(zip(names, pool.map(self.matrix, names)))
+
+    def matrix(self, name):
+        """(values [M, N], scale [M]) of a matrix; in float32 the scale is 1."""
+        weight_MN = self.read(name) if name == 'model/wte' else self.read(name)[0].T
+        if self.precision == 'int8':
             return rounded(weight_MN, name)
         return np.ascontiguousarray(weight_MN), np.ones(len(weight_MN), np.float32)
 
-    wte = read_matrix('model/wte')
-    return lambda name: wte if name == 'model/wte' else read_matrix(name)
+    def normal(self, x_RD, name):
+        """model.layer_norm."""
+        centred_RD = x_RD - x_RD.mean()
+        variance_R1 = (centred_RD * centred_RD).mean()
+        scaled_RD = centred_RD * x_RD.graph.add('RSQRT', variance_R1 + 1e-5)
+        return scaled_RD * self.read(name + '/g') + self.read(name + '/b')
+
+    def linear(self, x_RN, name):
+        """model.linear."""
+        return self.product(x_RN, self.matrices[name + '/w'], self.read(name + '/b'))
+
+    def product(self, x_RN, matrix, bias_M=None):
+        values_MN, scale_M = matrix
+        is_rounded = self.precision == 'int8'
+        constant = x_RN.graph.constant(values_MN, scale_M if is_rounded else None)
+        return x_RN.graph.add('FULLY_CONNECTED', x_RN, constant, bias_M, shape=x_RN.shape[:-1] + [len(values_MN)],
+                              asymmetricQuantizeInputs=is_rounded)
+
+    def before_attention(self, hidden_RD, layer):
+        """The beginning of model.block: queries, keys and values, side by side [R, 3 * D]."""
+        return self.linear(self.normal(hidden_RD, 'model/h%d/ln_1' % layer), 'model/h%d/attn/c_attn' % layer)
+
+    def after_attention(self, hidden_RD, mixed_RD, layer):
+        """The rest of it: hidden states [R, D]. mixed_RD: what attention mixed."""
+        hidden_RD = hidden_RD + self.linear(mixed_RD, 'model/h%d/attn/c_proj' % layer)
+        wide_RN = self.linear(self.normal(hidden_RD, 'model/h%d/ln_2' % layer), 'model/h%d/mlp/c_fc' % layer)
+        wide_RN = hidden_RD.graph.add('GELU', wide_RN, approximate=True)
+        return hidden_RD + self.linear(wide_RN, 'model/h%d/mlp/c_proj' % layer)
+
+    def logits(self, hidden_RD):
+        """model.unembed, of the last block's output: [R, V]."""
+        return self.product(self.normal(hidden_RD, 'model/ln_f'), self.embedding)
 
 
-# The network
+def attend(q, k, v, mask):
+    """softmax(q k' + mask) v, of any number of axes."""
+    score = q.graph.add('BATCH_MATMUL', q, k, adjY=True, shape=q.shape[:-1] + k.shape[-2:-1]) + mask
+    return q.graph.add('BATCH_MATMUL', q.graph.add('SOFTMAX', score, beta=1.0), v, shape=q.shape)
 
-def joined(files):
-    """The content of one file in LiteRT's format with the graphs of several, and for each a Piece.
 
-    They are parts of one file, so that the same threads compute them all. With threads of their own, those of a piece
-    would occupy the cores for a while after it, looking for work.
+def written(hparams, read, precision):
+    """(content, embedding) of a file with attend(), and with the network in pieces, named by numbers.
+
+    The pieces are what comes before the first attention, between two, and after the last. Each takes hidden states and
+    what attention mixed, and returns the next hidden states, and queries, keys and values. The first takes, and
+    returns, one of the two, and the last returns logits.
+    embedding: (values [V, D], scale [V]) of wte, the values in the content.  The arguments are those of Weights.
     """
-    whole, signatures = lite_schema.ModelT(), []
-    whole.version, whole.buffers, whole.operatorCodes, whole.subgraphs = 3, [], [], []
-    for number, file in enumerate(files):
-        graph, = file.subgraphs
-        for tensor in graph.tensors:
-            tensor.buffer += len(whole.buffers)
-        for operator in graph.operators:
-            operator.opcodeIndex += len(whole.operatorCodes)
-        whole.buffers += file.buffers
-        whole.operatorCodes += file.operatorCodes
-        whole.subgraphs.append(graph)
-        signatures.append(signature(str(number), number, *[
-            {str(i): tensor for i, tensor in enumerate(tensors)} for tensors in (graph.inputs, graph.outputs)]))
-    whole.signatureDefs = signatures
-    content = packed(whole)
-    interpreter = Interpreter(model_content=content, num_threads=process.n_cores())
-    return content, [Piece(interpreter.get_signature_runner(str(number))) for number in range(len(files))]
+    file, weights, width = File(litert()[1]), Weights(hparams, read, precision), hparams.n_embd
+    graph = Graph(file, 'attend')
+    graph.output('0', attend(*[graph.input(str(i), [None] * n_axes) for i, n_axes in enumerate((4, 4, 4, 2))]))
+    for layer in range(hparams.n_layer + 1):
+        graph = Graph(file, str(layer))
+        hidden_RD = graph.input('0', [None, width])
+        if layer:
+            hidden_RD = weights.after_attention(hidden_RD, graph.input('1', [None, width]), layer - 1)
+        if layer == hparams.n_layer:
+            outputs = [weights.logits(hidden_RD)]
+        else:
+            outputs = [hidden_RD] * (layer > 0) + [weights.before_attention(hidden_RD, layer)]
+        for i, output in enumerate(outputs):
+            graph.output(str(i), output)
+    content, (values_VD, scale_V) = file.content(), weights.embedding
+    return content, (np.ndarray(values_VD.shape, values_VD.dtype, content, file.offset(values_VD)), scale_V)
 
 
-def signature(name, subgraph, inputs, outputs):
-    """A function that a file in LiteRT's format offers. inputs, outputs: {name: number of a tensor of the subgraph}."""
-    found = lite_schema.SignatureDefT()
-    found.signatureKey, found.subgraphIndex, found.inputs, found.outputs = name, subgraph, [], []
-    for entries, tensors in ((found.inputs, inputs), (found.outputs, outputs)):
-        for tensor_name, number in tensors.items():
-            entries.append(lite_schema.TensorMapT())
-            entries[-1].name, entries[-1].tensorIndex = tensor_name, int(number)
-    return found
-
+# The network, computed
 
 class Piece(object):
     """A function of arrays that LiteRT computes. run: a SignatureRunner; its tensors' names are numbers."""
@@ -333,22 +202,13 @@ class Network(object):
 
     def __init__(self, hparams, read, precision):
         self.hparams, self.lock = hparams, threading.Lock()
-        attend, (first, between, last) = converted(precision)
-        pieces = [first] + [between] * (hparams.n_layer - 1) + [last]
-        first_layers = [0] + list(range(hparams.n_layer - 1)) + [hparams.n_layer - 2]
-        read_matrix = matrix_reader(read, precision)
-        values_VD, scale_V = read_matrix('model/wte')
-
-        def make(piece, first_layer):
-            content, vectors, matrices = piece
-            return filled(unpacked(content), vectors, matrices, first_layer, read, read_matrix)
-
-        with futures.ThreadPoolExecutor(process.n_cores()) as pool:
-            files = list(pool.map(make, pieces, first_layers))
-        content, (self.attend, *self.pieces) = joined([unpacked(attend)] + files)
-        place = files[-1].buffers[-1].offset  # the embedding is the last matrix of the last piece
-        values_VD = np.frombuffer(content, values_VD.dtype, values_VD.size, place).reshape(values_VD.shape)
-        self.wte, self.wpe = (values_VD, scale_V), read('model/wpe')
+        content, self.wte = written(hparams, read, precision)
+        self.wpe = read('model/wpe')
+        with without_stderr():
+            interpreter = litert()[0](model_content=content, num_threads=process.n_cores())
+            interpreter.allocate_tensors()  # says that there is XNNPACK
+        self.attend, *self.pieces = [Piece(interpreter.get_signature_runner(name))
+                                     for name in ['attend'] + [str(layer) for layer in range(hparams.n_layer + 1)]]
 
     def past(self, batch, n_positions):
         """An empty Past of batch texts."""

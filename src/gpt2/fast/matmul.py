@@ -7,12 +7,13 @@ one row on one core. All ways to multiply give the same result up to rounding. `
 
 R rows  N, M any width; other letters are those of model.py
 """
+import functools
 import math
 import os
 import platform
 
 from gpt2.system import process
-from gpt2.system.tf1 import batch_gather, size, tf
+from gpt2.system.tf1 import batch_gather, may_have_gpu, size, tf
 
 MAX_PARTS = 4  # four cores saturate the memory bandwidth; more parts would only make the graph larger
 VOCABULARY_BLOCKS = 32  # the token embedding is multiplied in blocks whose outputs stay in the processor's cache
@@ -42,10 +43,14 @@ class Weight(object):
     """A matrix in the place of a variable of the network. Operations that need a tensor take the variable itself."""
 
     def __init__(self, variable):
+        register_weight()
         self.variable = variable
 
 
-tf.register_tensor_conversion_function(Weight, lambda weight, **_: tf.convert_to_tensor(weight.variable))
+@functools.lru_cache(maxsize=None)  # once
+def register_weight():
+    """Tell TensorFlow that a Weight stands for its variable."""
+    tf.register_tensor_conversion_function(Weight, lambda weight, **_: tf.convert_to_tensor(weight.variable))
 
 
 class SplitWeight(Weight):
@@ -164,6 +169,8 @@ def on_onednn():
 
 def on_gpu():
     """Whether TensorFlow uses a GPU. 1.12 would take all of its memory to tell; there, whether it is built for one."""
+    if not may_have_gpu():
+        return False
     if tf.__version__.startswith('1.'):
         return tf.test.is_built_with_cuda()
     return bool(tf.config.list_physical_devices('GPU'))

@@ -7,12 +7,12 @@ their past.
 import functools
 
 from gpt2.fast.cache import Past
-from gpt2.system.tf1 import size, tf, xla_dynamic_update_slice
+from gpt2.system.tf1 import size, tf, xla_ops
 
 
 def is_supported():
     """Whether this TensorFlow can ask XLA to compile a function: 2.x can."""
-    return xla_dynamic_update_slice is not None
+    return xla_ops() is not None
 
 
 @functools.lru_cache(maxsize=None)  # once
@@ -34,7 +34,7 @@ def compiled(function):
 
 def write_column(x_BS, column_B, number):
     """x with another column: [B, S]. number: scalar int32."""
-    return xla_dynamic_update_slice(x_BS, column_B[:, None], tf.stack([0, number]))
+    return xla_ops().xla_dynamic_update_slice(x_BS, column_B[:, None], tf.stack([0, number]))
 
 
 class FixedPast(Past):
@@ -51,7 +51,7 @@ class FixedPast(Past):
     def append(self, layer, k_G1K, v_G1K):
         """The keys and the values of all tokens so far, and zeros for the positions after them: float32 [G, S, K]."""
         place = tf.stack([0, self.n_before, 0])
-        pair = [xla_dynamic_update_slice(old_GSK, new_G1K, place)
+        pair = [xla_ops().xla_dynamic_update_slice(old_GSK, new_G1K, place)
                 for old_GSK, new_G1K in zip(self.before[2 * layer:2 * layer + 2], (k_G1K, v_G1K))]
         self.new += pair
         return pair

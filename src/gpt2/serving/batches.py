@@ -126,14 +126,15 @@ class BatchEngine(Engine):
         super(BatchEngine, self).__init__(*arguments)
 
     def build(self, model_name, models_dir, precision):
-        config = session.session_config(sampling=True)
-        # A batch that waits for its turn occupies a thread, and sessions would share those of the first one.
-        config.inter_op_parallelism_threads += MAX_BATCHES
-        config.use_per_session_threads = True
-        sess = session.new_session(sampling=True, config=config)
-        self.decode = self.decoder(sess)
-        checkpoint.restore(sess, model_name, models_dir)
-        self.predict = scorer.predictor(sess, self.hparams, MAX_LOGPROBS)
+        with tf.Graph().as_default():
+            config = session.session_config(sampling=True)
+            # A batch that waits for its turn occupies a thread, and sessions would share those of the first one.
+            config.inter_op_parallelism_threads += MAX_BATCHES
+            config.use_per_session_threads = True
+            sess = session.new_session(sampling=True, config=config)
+            self.decode = self.decoder(sess)
+            checkpoint.restore(sess, model_name, models_dir)
+            self.predict = scorer.predictor(sess, self.hparams, MAX_LOGPROBS)
 
     def decoder(self, sess):
         """A function of a batch's number and rows that continues them, whose tokens go to watch()."""
@@ -156,6 +157,14 @@ class BatchEngine(Engine):
         return decode
 
     # Which rows are computed, and when
+
+    def score(self, rows):
+        """{row: Predictions of its prompt from its second token on} of those rows that want them and have any."""
+        rows = [row for row in rows if row.is_scored and len(row.prompt) > 1]
+        if not rows:
+            return {}
+        found = self.predict(padded([row.prompt for row in rows], np.int32))
+        return {row: type(found)(*[x[i, :len(row.prompt) - 1] for x in found]) for i, row in enumerate(rows)}
 
     def work(self):
         """Start a batch whenever there are rows for it."""

@@ -9,7 +9,6 @@ import numpy as np
 from gpt2 import session
 from gpt2.serving.completions import Refusal
 from gpt2.system.progress import report
-from gpt2.system.tf1 import tf
 
 
 class Engine(object):
@@ -33,12 +32,11 @@ class Engine(object):
         self.hparams, self.max_rows, self.max_waiting = hparams, max_rows, max_waiting
         self.waiting, self.running, self.stopped = [], {}, False
         self.changed = threading.Condition()
-        with tf.Graph().as_default():
-            self.build(model_name, models_dir, precision)
+        self.build(model_name, models_dir, precision)
         threading.Thread(target=self.work, daemon=True).start()
 
     def build(self, model_name, models_dir, precision):
-        """Load the model, and set `predict`, what scorer.predictor returns."""
+        """Load the model."""
         raise NotImplementedError
 
     def work(self):
@@ -79,14 +77,6 @@ class Engine(object):
         """The rows that are computed and have not ended."""
         with self.changed:
             return [row for rows in self.running.values() for row in rows if not row.ended]
-
-    def score(self, rows):
-        """{row: Predictions of its prompt from its second token on} of those rows that want them and have any."""
-        rows = [row for row in rows if row.is_scored and len(row.prompt) > 1]
-        if not rows:
-            return {}
-        found = self.predict(padded([row.prompt for row in rows], np.int32))
-        return {row: type(found)(*[x[i, :len(row.prompt) - 1] for x in found]) for i, row in enumerate(rows)}
 
     @contextlib.contextmanager
     def report_failure(self, rows):

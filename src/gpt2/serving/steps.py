@@ -5,8 +5,8 @@ wants its log-probabilities, for all of it.
 """
 import numpy as np
 
-from gpt2 import checkpoint, session
-from gpt2.evaluation import scorer
+from gpt2 import checkpoint
+from gpt2.evaluation.scorer import Predictions, logits_in_pieces
 from gpt2.fast import lite, numpy_loop
 from gpt2.serving.completions import MAX_LOGPROBS
 from gpt2.serving.engine import Engine
@@ -45,7 +45,15 @@ class StepEngine(Engine):
 
     def build(self, model_name, models_dir, precision):
         self.network = checkpoint.load_network(self.hparams, model_name, models_dir, precision)
-        self.predict = scorer.predictor(session.new_session(), self.hparams, MAX_LOGPROBS, self.network)
+
+    def predictions(self, row):
+        """Predictions of the row's prompt from its second token on; None if it wants none or has none."""
+        if not row.is_scored or len(row.prompt) < 2:
+            return None
+        found = [numpy_loop.log_probabilities(logits_1NV[0], token_1N[0, 1:], MAX_LOGPROBS)
+                 for logits_1NV, token_1N in logits_in_pieces(self.network, np.array([row.prompt]))]
+        logprob_N, top_ids_NM, top_logprob_NM = [np.concatenate(arrays) for arrays in zip(*found)]
+        return Predictions(-logprob_N, top_ids=top_ids_NM, top_nats=-top_logprob_NM)
 
     def work(self):
         texts = []
@@ -57,7 +65,7 @@ class StepEngine(Engine):
                 self.running = {0: [text.row for text in texts] + new}
             with self.report_failure(new):
                 for row in new:
-                    row.begin(self.score([row]).get(row))
+                    row.begin(self.predictions(row))
                 texts += [Text(row, self.network.past(1, len(row.prompt) + row.max_tokens - 1))
                           for row in new if not row.ended]
             with self.report_failure([text.row for text in texts]):

@@ -1,18 +1,30 @@
 """TensorFlow's graph-mode API under one name, from 1.12 to 2.x: `from gpt2.system.tf1 import tf`.
 
+It is imported when something of it is first used, since that takes seconds and 700 MB, and LiteRT alone can sample.
 TensorFlow logs nothing unless the environment variable TF_CPP_MIN_LOG_LEVEL is less than 3 (0 logs everything).
 """
 import contextlib
+import ctypes
+import functools
 import gc
+import importlib
 import os
 import sys
 import threading
+import types
 import warnings
 
 from gpt2.system import process
 
 _stderr_lock = threading.Lock()
 _quiet = os.environ.get('TF_CPP_MIN_LOG_LEVEL', '3') == '3'
+
+# Settings that TensorFlow reads once. `make bench` shows their effect.
+os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')  # by default, 2.x uses oneDNN on Intel's processors only
+os.environ.setdefault('TF_CPU_ALLOCATOR_USE_BFC', 'true')  # reuses memory instead of freeing and allocating it
+os.environ.setdefault('TF_FORCE_GPU_ALLOW_GROWTH', 'true')  # 2.x reserves a whole GPU for a tf.function
+if _quiet:
+    os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
 
 
 @contextlib.contextmanager
@@ -51,43 +63,93 @@ def _import_tensorflow():
     return tensorflow
 
 
-# Settings that TensorFlow reads once. `make bench` shows their effect.
-os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')  # by default, 2.x uses oneDNN on Intel's processors only
-os.environ.setdefault('TF_CPU_ALLOCATOR_USE_BFC', 'true')  # reuses memory instead of freeing and allocating it
-os.environ.setdefault('TF_FORCE_GPU_ALLOW_GROWTH', 'true')  # 2.x reserves a whole GPU for a tf.function
-if _quiet:
-    os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
-    warnings.filterwarnings('ignore', category=FutureWarning, module='tensorflow')  # 1.12 with NumPy 1.17 and later
-    with without_stderr():
-        tf = _import_tensorflow()
-    tf.logging.set_verbosity(tf.logging.ERROR)
-    if not hasattr(tf, 'disable_v2_behavior'):  # deprecation warnings take 1.12 a tenth of the time of building a graph
+@functools.lru_cache(maxsize=None)  # once
+def _tensorflow():
+    """TensorFlow's module for graph mode, imported without a word."""
+    if _quiet:
+        warnings.filterwarnings('ignore', category=FutureWarning, module='tensorflow')  # 1.12 with NumPy 1.17 and later
+        with without_stderr():
+            tensorflow = _import_tensorflow()
+        tensorflow.logging.set_verbosity(tensorflow.logging.ERROR)
+    else:
+        tensorflow = _import_tensorflow()
+    if hasattr(tensorflow, 'disable_v2_behavior'):
+        tensorflow.disable_v2_behavior()
+    elif _quiet:  # deprecation warnings take 1.12 a tenth of the time of building a graph
         from tensorflow.python.util import deprecation
         deprecation._PRINT_DEPRECATION_WARNINGS = False  # the public silence() lasts for a block only
-else:
-    tf = _import_tensorflow()
-if hasattr(tf, 'disable_v2_behavior'):
-    tf.disable_v2_behavior()
+    return tensorflow
 
-    def stateless_uniform(shape, seed, dtype=tf.float32):
-        """As tf.random.stateless_uniform, also in float32 by XLA, which would take other bits of the same integers."""
-        if dtype != tf.float32 or not tf.get_default_graph().building_function:
-            return tf.random.stateless_uniform(shape, seed, dtype=dtype)
-        bits = tf.random.stateless_uniform(shape, seed, minval=None, maxval=None, dtype=tf.uint32)
-        return tf.cast(tf.bitwise.bitwise_and(bits, 2 ** 23 - 1), tf.float32) * 2.0 ** -23
-else:  # 1.12 has the operation, but its public name is in tf.contrib, which takes seconds to import
-    from tensorflow.python.ops.gen_stateless_random_ops import stateless_random_uniform as stateless_uniform  # noqa: F401
-try:
-    from tensorflow.compiler.tf2xla.ops.gen_xla_ops import (  # have no public names
-        xla_dynamic_update_slice, xla_optimization_barrier)
-except ImportError:  # 1.12
-    xla_dynamic_update_slice = xla_optimization_barrier = None
-try:
-    from tensorflow.lite.python import schema_py_generated as lite_schema  # the format of LiteRT's files
-except ImportError:  # 1.12
-    lite_schema = None
-# Between the workers of a cluster; public in neither version.
-from tensorflow.python.ops import collective_ops  # noqa: E402, F401
+
+class _Module(types.ModuleType):
+    """TensorFlow, which is imported when an attribute is first asked for."""
+
+    def __getattr__(self, name):  # only for what is not an attribute yet
+        if name.startswith('__') and name != '__version__':  # Python asks any module for these
+            raise AttributeError(name)
+        setattr(self, name, getattr(_tensorflow(), name))
+        return vars(self)[name]
+
+
+tf = _Module('tensorflow')
+
+
+def is_tensor(x):
+    """Whether x is a tensor. Before TensorFlow is imported there is none."""
+    return 'tensorflow' in sys.modules and isinstance(x, tf.Tensor)
+
+
+def may_have_gpu():
+    """False where TensorFlow would find no GPU, since its driver is missing; it need not be asked then."""
+    if not sys.platform.startswith('linux') or os.path.exists('/dev/kfd'):  # AMD's driver
+        return True
+    try:
+        return bool(ctypes.CDLL('libcuda.so.1'))
+    except OSError:
+        return False
+
+
+# What has no public name in one version or in both
+
+def _internal(name):
+    """A module inside TensorFlow; None if this version has none of this name."""
+    _tensorflow()  # first, so that it is quiet
+    try:
+        return importlib.import_module('tensorflow.' + name)
+    except ImportError:
+        return None
+
+
+def xla_ops():
+    """XLA's own operations, such as xla_dynamic_update_slice; None in 1.12."""
+    return _internal('compiler.tf2xla.ops.gen_xla_ops')
+
+
+def collective_ops():
+    """Operations between the workers of a cluster."""
+    return _internal('python.ops.collective_ops')
+
+
+def stateless_uniform(shape, seed, dtype='float32'):
+    """As tf.random.stateless_uniform, also in float32 by XLA, which would take other bits of the same integers."""
+    if not hasattr(tf, 'disable_v2_behavior'):  # the public name is in tf.contrib, which takes seconds to import
+        return _internal('python.ops.gen_stateless_random_ops').stateless_random_uniform(shape, seed, dtype=dtype)
+    if dtype != 'float32' or not tf.get_default_graph().building_function:
+        return tf.random.stateless_uniform(shape, seed, dtype=dtype)
+    bits = tf.random.stateless_uniform(shape, seed, minval=None, maxval=None, dtype=tf.uint32)
+    return tf.cast(tf.bitwise.bitwise_and(bits, 2 ** 23 - 1), tf.float32) * 2.0 ** -23
+
+
+@functools.lru_cache(maxsize=None)  # once
+def litert():
+    """(LiteRT's class Interpreter, the module of its files' format): of its own package, or TensorFlow 2's; or None."""
+    try:
+        from ai_edge_litert import interpreter, schema_py_generated
+        return interpreter.Interpreter, schema_py_generated
+    except ImportError:
+        schema = _internal('lite.python.schema_py_generated')  # not in 1.12
+        warnings.filterwarnings('ignore', message=r'\s*Warning: tf.lite.Interpreter is deprecated')
+        return schema and (tf.lite.Interpreter, schema)
 
 
 def sizes(x):

@@ -223,18 +223,18 @@ class Cluster(LocalWorkers):
         """The sum of a tensor over all workers; with final 'Div', divided by their number."""
         from gpt2.system.tf1 import collective_ops
         self.n_collectives += 1
-        return collective_ops.all_reduce(tensor, self.n_workers, GROUP, self.n_collectives, 'Add', final)
+        return collective_ops().all_reduce(tensor, self.n_workers, GROUP, self.n_collectives, 'Add', final)
 
     def share(self, sess, variables):
         """Copy the chief's values of variables to all workers."""
         from gpt2.system.tf1 import collective_ops, tf
-        operations = []
+        between, operations = collective_ops(), []
         with sess.graph.as_default(), tf.device(self.device):
             for variable in variables:
                 self.n_collectives += 1
                 arguments = variable.shape, tf.float32, self.n_workers, GROUP, self.n_collectives
-                operations.append(collective_ops.broadcast_send(variable.read_value(), *arguments) if self.is_chief else
-                                  tf.assign(variable, collective_ops.broadcast_recv(*arguments)))
+                operations.append(between.broadcast_send(variable.read_value(), *arguments) if self.is_chief else
+                                  tf.assign(variable, between.broadcast_recv(*arguments)))
             everything = tf.group(*operations)
         self.run(sess.run, everything)
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from gpt2.fast import matmul, xla
 from gpt2.fast.cache import Past
-from gpt2.system.tf1 import sizes, stateless_uniform, tf, xla_optimization_barrier
+from gpt2.system.tf1 import sizes, stateless_uniform, tf, xla_ops
 from gpt2.training.cluster import LocalWorkers
 import model
 
@@ -198,7 +198,7 @@ def recomputed(function, inputs):
 def later(tensors, gradient):
     """tensors and gradient once both are there: XLA then computes what follows instead of storing an earlier result."""
     if tf.get_default_graph().building_function:
-        *tensors, gradient = xla_optimization_barrier(list(tensors) + [gradient])
+        *tensors, gradient = xla_ops().xla_optimization_barrier(list(tensors) + [gradient])
         return tensors, gradient
     return list(map(tf.identity, tensors)), gradient
 
