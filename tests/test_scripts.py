@@ -2,6 +2,7 @@
 
 Where only the output counts, they are called in this process, which has TensorFlow loaded already.
 """
+import importlib.util
 import inspect
 import io
 import os
@@ -98,11 +99,26 @@ def ids(printed, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('changes, shown', [({}, b''), ({'TF_CPP_MIN_LOG_LEVEL': '0'}, b'TensorFlow logs\n')], ids=str)
-def test_guard_sees_tensorflow_which_logs_when_it_is_asked_to(command, without_tensorflow, changes, shown):
-    """Without this, the tests with the guard would prove nothing. It logs as TensorFlow does, past Python's stderr."""
-    env = dict(without_tensorflow, **changes)
-    status, stdout, stderr = finished(command(UNCONDITIONAL, '--model_name', 'tiny'), env=env)
-    assert (status, stdout, stderr) == (1, b'', shown + b'TensorFlow was imported\n')
+def test_guard_sees_tensorflow_which_logs_when_it_is_asked_to(without_tensorflow, changes, shown):
+    """Without this, the tests with the guard would prove nothing. It logs as TensorFlow does, past Python's stderr.
+    The import waits for the first use.
+    """
+    program = 'import sys; sys.path.insert(0, %r); from gpt2.system.tf1 import tf; print(1, flush=True); tf.Graph' % SRC
+    status, stdout, stderr = finished([sys.executable, '-c', program], env=dict(without_tensorflow, **changes))
+    assert (status, stdout, stderr) == (1, b'1\n', shown + b'TensorFlow was imported\n')
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec('ai_edge_litert'), reason='needs ai-edge-litert')
+@pytest.mark.parametrize('precision', ['float32', 'int8'])
+@both
+def test_scripts_sample_without_tensorflow(command, without_tensorflow, tmp_path, script, precision):
+    """LiteRT's own package and the one inside TensorFlow give the same text, and say nothing else."""
+    (tmp_path / 'ai_edge_litert.py').write_text('raise ImportError', encoding='utf-8')
+    flags = ['--model_name', 'tiny', '--nsamples', '1', '--length', '9', '--seed', '1', '--precision', precision]
+    found, expected = [finished(command(script, *flags), b'a\n', env=env)
+                       for env in (without_tensorflow, environment(PYTHONPATH=str(tmp_path)))]
+    assert found == expected and found[0] == 0 and len(found[1]) > 100 and not found[2]
 
 
 @pytest.mark.slow
@@ -148,6 +164,7 @@ def test_scripts_report_mistakes_at_once_in_one_line(command, without_tensorflow
 def test_scripts_report_a_missing_package_in_one_line_with_what_installs_it(command, tmp_path, script, package):
     """As when a script is run outside of the virtual environment that make has made."""
     (tmp_path / (package + '.py')).write_text('raise ImportError("No module named %r")' % package, encoding='utf-8')
+    (tmp_path / 'ai_edge_litert.py').write_text('raise ImportError', encoding='utf-8')
     env = environment(PYTHONPATH=str(tmp_path))
     status, stdout, stderr = finished(command(script, '--model_name', 'tiny'), env=env)
     assert (status, stdout) == (1, b'')
