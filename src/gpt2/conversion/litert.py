@@ -18,12 +18,12 @@ def export(model_name, path, models_dir):
     if lite_schema is None:
         raise ValueError('a file for LiteRT needs TensorFlow 2.x to write it; this is %s' % tf.__version__)
     folder, hparams = weights.source_of(path, model_name, models_dir)
-    with checkpoint.reading(checkpoint.weights_prefix(folder), lite.weight_shapes(hparams)) as (_, reader):
-        read_matrix = lite.matrix_reader(reader.get_tensor, 'int8')
+    with checkpoint.reading(checkpoint.weights_prefix(folder), lite.weight_shapes(hparams)) as read_array:
+        read_matrix = lite.matrix_reader(read_array, 'int8')
         embedding = dict(zip(('values', 'scale'), read_matrix('model/wte')))
 
         def read(name):
-            return embedding[name] if name in embedding else reader.get_tensor(name)
+            return embedding[name] if name in embedding else read_array(name)
 
         content = lite.packed(lite.filled(*converted(hparams), 0, read, read_matrix))
     with files.replacing(path) as part, open(part, 'wb') as file:
