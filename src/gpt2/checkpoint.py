@@ -105,7 +105,7 @@ def sizes(folder):
     index = os.path.join(folder, name + WEIGHTS_SUFFIXES[1]) if name else ''
     if not os.path.isfile(index):
         return {}
-    shapes = {name: tensor.shape for name, tensor in stored(os.path.join(folder, name)).items()}
+    shapes = {weight: tensor.shape for weight, tensor in tensors_in(os.path.join(folder, name)).items()}
     layers = {name.split('/')[1] for name in shapes if re.match(r'model/h\d+/', name)}
     embeddings = shapes.get('model/wte', []) + shapes.get('model/wpe', [])[:1]
     found = dict(zip(('n_vocab', 'n_embd', 'n_ctx'), embeddings)) if len(embeddings) == 3 else {}
@@ -203,7 +203,7 @@ def restore_variables(sess, variables, prefix):
     """
     from concurrent import futures
     from gpt2.system.tf1 import tf
-    fitting(prefix, shapes_of(variables))
+    fitting_tensors(prefix, shapes_of(variables))
     data, index = data_and_index(prefix)
     try:
         with as_tensorflow_finds(prefix) as found, memory_for(prefix), futures.ThreadPoolExecutor(1) as second_core:
@@ -235,7 +235,7 @@ def reading(prefix, shapes):
 
     Raises as restore does, and ValueError for weights of another type.
     """
-    tensors = fitting(prefix, shapes)
+    tensors = fitting_tensors(prefix, shapes)
 
     def read(name):
         kind = tensors[name].dtype
@@ -257,14 +257,14 @@ def memory_for(prefix):
     return out_of_memory('the weights in %s.* do not fit; free some, or take a smaller model' % prefix)
 
 
-def fitting(prefix, shapes):
-    """As stored(prefix). Raises ValueError as check_fit does for weights {name: shape}."""
-    tensors = stored(prefix)
+def fitting_tensors(prefix, shapes):
+    """As tensors_in(prefix). Raises ValueError as check_fit does for weights {name: shape}."""
+    tensors = tensors_in(prefix)
     check_fit({name: tensor.shape for name, tensor in tensors.items()}, shapes, prefix + '.*', 'hparams.json')
     return tensors
 
 
-def stored(prefix):
+def tensors_in(prefix):
     """{name: tensor_bundle.Tensor} of the weights whose paths begin with prefix."""
     with damage_named(prefix):
         return {tensor.name: tensor for tensor in tensor_bundle.read_index(prefix + WEIGHTS_SUFFIXES[1])}

@@ -6,6 +6,7 @@ Sources: LevelDB, doc/table_format.md; TensorFlow, core/protobuf/tensor_bundle.p
 """
 import collections
 import functools
+import os
 
 import numpy as np
 
@@ -13,10 +14,10 @@ Tensor = collections.namedtuple('Tensor', 'name dtype shape offset n_bytes maske
 
 TABLE_END = (0xdb4775248b80fb57).to_bytes(8, 'little')
 CASTAGNOLI = 0x82f63b78  # the polynomial of CRC-32C, its highest power in the lowest bit
-# Instead of a word of 32 bits, those that are so many words further on may each be xor-ed with it: with y = x ** 32,
-# y ** 5685 = y ** (5685 - 4323) + y ** (5685 - 5259) + 1 modulo that polynomial. Squaring gives the same for multiples
-# by 2, 4, 8 ... Found by trying all powers of y up to 6,000.
-SHIFTS = 4323, 5259, 5685
+# A word of 32 bits may become 0 if the words at these distances behind it are xor-ed with it: with y = x ** 32,
+# y ** 5685 = y ** (5685 - 4323) + y ** (5685 - 5259) + 1 modulo that polynomial. Squaring shows it for 2, 4, 8 ... times
+# the distances. They were found by trying all powers of y up to 6,000.
+DISTANCES = 4323, 5259, 5685
 FLOAT32 = 1
 TYPES = {FLOAT32: 'float32', 2: 'float64', 14: 'bfloat16', 19: 'float16'}  # TensorFlow's numbers
 MAX_INDEX_BYTES = 2 ** 20  # of an index, and of what it unpacks to; the largest released one has 2 ** 14
@@ -34,7 +35,7 @@ def check_data(data_path, index_path):
 def read_tensor(data_path, tensor):
     """Returns the array of a Tensor whose type is float32. Several threads may read at the same time.
 
-    Raises ValueError, naming the tensor, if its checksum is not the one in the index.
+    Raises ValueError, naming the tensor, if the file ends before it does or its checksum is not the one in the index.
     """
     array = np.empty(tensor.shape, '<f4')
     if array.nbytes != tensor.n_bytes:
@@ -47,9 +48,10 @@ def read_tensor(data_path, tensor):
 
 def read_into(pieces, file, tensor):
     """Read the bytes of a tensor into an iterable of buffers. Raises ValueError as read_tensor does."""
+    if os.fstat(file.fileno()).st_size < tensor.offset + tensor.n_bytes:
+        raise ValueError('the file ends before its tensor %s does' % tensor.name)
     file.seek(tensor.offset)
-    checksum = masked(crc32c(piece[:file.readinto(piece)] for piece in pieces))  # fewer bytes if the file is cut short
-    if checksum != tensor.masked_crc:
+    if masked(crc32c(piece[:file.readinto(piece)] for piece in pieces)) != tensor.masked_crc:
         raise ValueError('the checksum of its tensor %s is not the one in the index' % tensor.name)
 
 
@@ -251,26 +253,26 @@ def masked(crc):
 def remainder(words):
     """Returns the remainder, an int, of the polynomial of words (uint32 [at least 1]), which it overwrites.
 
-    Blocks of words are xor-ed into later ones until few words are left. Then the left half is advanced by as many zero
-    bytes as the right half has and xor-ed into it, until one word is left: NumPy is fast on long arrays, while a loop
+    Blocks of words are xor-ed into later ones until few words are left. Then the left half is advanced by as many
+    words of 0 as the right half has and xor-ed into it, until one is left: NumPy is fast on long arrays, while a loop
     would take byte by byte.
     """
     for scale in (4, 1):  # long blocks first
-        shifts = [scale * shift for shift in SHIFTS]
-        end = len(words) - shifts[-1]
-        for begin in range(0, end, shifts[0]):
-            block = words[begin:min(begin + shifts[0], end)]
-            for shift in shifts:
-                words[begin + shift:][:len(block)] ^= block
-        words = words[-shifts[-1]:]
+        distances = [scale * distance for distance in DISTANCES]
+        end = len(words) - distances[-1]
+        for begin in range(0, end, distances[0]):
+            block = words[begin:min(begin + distances[0], end)]
+            for distance in distances:
+                words[begin + distance:][:len(block)] ^= block
+        words = words[-distances[-1]:]
     for power in reversed(range((len(words) - 1).bit_length())):
         left, words = words[:-2 ** power], words[-2 ** power:]
-        words[-len(left):] ^= after_zeros(left, power + 2)
+        words[-len(left):] ^= after_zeros(left, power)
     return int(words[0])
 
 
 def after_zeros(register, power):
-    """Returns CRC registers (uint32, any shape) after reading 2 ** power zero bytes."""
+    """Returns CRC registers (uint32, any shape) after reading 2 ** power words of 0."""
     low, high = zeros_tables(power)
     return low[register & 0xffff] ^ high[register >> 16]
 
@@ -280,7 +282,7 @@ def zeros_tables(power):
     """Returns after_zeros of every low and of every high half of a register, uint32 [2, 65536]."""
     bits = np.uint32(1) << np.arange(32, dtype=np.uint32)
     if power == 0:
-        for _ in range(8):
+        for _ in range(32):
             bits = bits >> 1 ^ bits % 2 * np.uint32(CASTAGNOLI)
     else:
         bits = after_zeros(after_zeros(bits, power - 1), power - 1)
