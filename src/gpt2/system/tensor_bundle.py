@@ -15,8 +15,8 @@ Tensor = collections.namedtuple('Tensor', 'name dtype shape offset n_bytes maske
 TABLE_END = (0xdb4775248b80fb57).to_bytes(8, 'little')
 CASTAGNOLI = 0x82f63b78  # the polynomial of CRC-32C, its highest power in the lowest bit
 # A word of 32 bits may become 0 if the words at these distances behind it are xor-ed with it: with y = x ** 32,
-# y ** 5685 = y ** (5685 - 4323) + y ** (5685 - 5259) + 1 modulo that polynomial. Squaring shows it for 2, 4, 8 ... times
-# the distances. They were found by trying all powers of y up to 6,000.
+# y ** 5685 = y ** (5685 - 4323) + y ** (5685 - 5259) + 1 modulo that polynomial. By squaring, the same holds for 2, 4,
+# 8 ... times the distances. They were found by trying all powers of y up to 6,000.
 DISTANCES = 4323, 5259, 5685
 FLOAT32 = 1
 TYPES = {FLOAT32: 'float32', 2: 'float64', 14: 'bfloat16', 19: 'float16'}  # TensorFlow's numbers
@@ -29,7 +29,8 @@ def check_data(data_path, index_path):
     buffer = memoryview(bytearray(PIECE_BYTES))
     with open(data_path, 'rb') as file:
         for tensor in sorted(read_index(index_path), key=lambda tensor: tensor.offset):
-            read_into((buffer[:tensor.n_bytes - start] for start in range(0, tensor.n_bytes, PIECE_BYTES)), file, tensor)
+            starts = range(0, tensor.n_bytes, PIECE_BYTES)
+            read_into((buffer[:tensor.n_bytes - start] for start in starts), file, tensor)
 
 
 def read_tensor(data_path, tensor):
