@@ -13,6 +13,7 @@ import pytest
 import encoder
 from gpt2 import checkpoint
 from gpt2 import releases
+from gpt2.system import tensor_bundle
 from gpt2.system.tf1 import tf
 import model
 from helpers import reference, tiny
@@ -71,6 +72,13 @@ def restored_weights(network, models_dir, name='tiny'):
         variable.initial_value: np.full(variable.shape.as_list(), np.nan) for variable in variables})
     checkpoint.restore(network, name, models_dir)
     return network.run({variable.op.name: variable for variable in variables})
+
+
+def read_weights(models_dir, name='tiny'):
+    """{name: array} of a model as checkpoint.reading gives them."""
+    shapes = {weight: list(array.shape) for weight, array in tiny_weights().items()}
+    with checkpoint.reading(checkpoint.weights_prefix(checkpoint.model_dir(name, models_dir)), shapes) as read:
+        return {weight: read(weight) for weight in sorted(shapes)}
 
 
 def assert_same_weights(found, expected):
@@ -288,12 +296,16 @@ def test_restore_ignores_other_variables_of_a_training_checkpoint(sess, tiny_mod
 
 
 def rejection(network, models_dir):
-    """The message with which restore rejects the tiny model, or None if it restored every weight correctly."""
-    try:
-        found = restored_weights(network, models_dir)
-    except ValueError as error:
-        return str(error)
-    assert_same_weights(found, tiny_weights())
+    """The message with which restore and reading reject the tiny model, or None if every weight is right in both."""
+    messages = []
+    for read in (lambda: restored_weights(network, models_dir)), lambda: read_weights(models_dir):
+        try:
+            assert_same_weights(read(), tiny_weights())
+            messages.append(None)
+        except ValueError as error:
+            messages.append(str(error))
+    assert messages[0] == messages[1]
+    return messages[0]
 
 
 def assert_rejected_in_plain_words(network, models_dir):
@@ -341,14 +353,19 @@ def test_restore_with_a_wrong_byte_in_the_index_never_loads_wrong_weights(networ
     assert 0 < n_rejected < len(places)
 
 
+def fail_to_restore(monkeypatch, error):
+    class Saver(object):
+        def restore(self, sess, prefix):
+            raise error
+
+    monkeypatch.setattr(checkpoint, 'saver', lambda graph, variables: Saver())
+
+
 @pytest.mark.parametrize('error', [tf.errors.NotFoundError, tf.errors.PermissionDeniedError, tf.errors.DataLossError,
                                    tf.errors.UnavailableError, tf.errors.UnknownError])
 def test_restore_calls_only_that_damage_which_the_checksums_show(network, tiny_models, monkeypatch, error):
     """TensorFlow calls much else so: too many open files are a DataLossError. Nobody is to throw sound files away."""
-    def fail(prefix):
-        raise error(None, None, 'the server is away\nand more')
-
-    monkeypatch.setattr(tf.train, 'load_checkpoint', fail)
+    fail_to_restore(monkeypatch, error(None, None, 'the server is away\nand more'))
     with pytest.raises(OSError, match='cannot read the weights in .*tiny.model.ckpt.*: the server is away$') as caught:
         with network.graph.as_default():
             checkpoint.restore(network, 'tiny', tiny_models)
@@ -364,12 +381,14 @@ def test_restore_and_save_in_a_folder_that_tensorflow_would_not_find(network, ti
     """It takes a path for a pattern and for UTF-8, though the folder can be made, and is found by everyone else."""
     folder = os.path.join(str(tmp_path), name)
     shutil.copytree(tiny_models, folder)
-    assert_same_weights(restored_weights(network, folder), tiny_weights())
+    for found in restored_weights(network, folder), read_weights(folder):
+        assert_same_weights(found, tiny_weights())
     with network.graph.as_default():
         tiny.assign(network, tiny_weights(seed=1))
     source = os.path.join(tiny_models, 'tiny')
     checkpoint.save(network, os.path.join(folder, 'mine'), checkpoint.load_hparams('tiny', tiny_models), source, step=3)
-    assert_same_weights(restored_weights(network, folder, 'mine'), tiny_weights(seed=1))
+    for found in restored_weights(network, folder, 'mine'), read_weights(folder, 'mine'):
+        assert_same_weights(found, tiny_weights(seed=1))
     assert len(os.listdir(os.path.join(folder, 'mine'))) == len(SEVEN_FILES)
 
 
@@ -395,7 +414,8 @@ def test_restore_accepts_weights_whose_sum_is_not_finite(network, tmp_path):
     weights = tiny_weights()
     weights['model/wpe'][:] = 3e38
     tiny.write_model(str(tmp_path / 'tiny'), tiny.hparams(n_vocab=tiny.N_BYTE_VOCAB), weights)
-    assert_same_weights(restored_weights(network, str(tmp_path)), weights)
+    for found in restored_weights(network, str(tmp_path)), read_weights(str(tmp_path)):
+        assert_same_weights(found, weights)
 
 
 def read_everything(network, models_dir):
@@ -445,6 +465,10 @@ def test_restore_does_not_call_a_file_without_permission_missing_or_corrupt(netw
     with pytest.raises(PermissionError, match='Permission denied') as error, permissions({path: mode}):
         read_everything(network, open_models_dir)
     assert path in str(error.value)
+    if os.path.basename(path) in (DATA, INDEX):
+        with pytest.raises(PermissionError, match='Permission denied') as error, permissions({path: mode}):
+            read_weights(open_models_dir)
+        assert path in str(error.value)
 
 
 @on_posix
@@ -473,12 +497,51 @@ def test_restore_finds_a_model_that_was_moved(network, models_dir, named):
     assert_same_weights(restored_weights(network, models_dir), tiny_weights())
 
 
-def test_restore_does_not_call_weights_corrupt_that_exceed_the_memory(network, tiny_models, monkeypatch):
-    class Saver(object):
-        def restore(self, sess, prefix):
-            raise tf.errors.ResourceExhaustedError(None, None, 'OOM when allocating tensor with shape[50257,768]')
+WITHOUT_TENSORFLOW = """
+import sys
+sys.path.insert(0, %r)
+from gpt2 import checkpoint
+for name, fail in (('whole', None), ('whole', MemoryError), ('cut', None)):
+    try:
+        with checkpoint.reading(%r + '/' + name + '/model.ckpt', {'model/wte': [2, 3]}) as read:
+            print(read('model/wte').tolist())
+            if fail:
+                raise fail
+    except ValueError as error:
+        print(error)
+print('tensorflow' in sys.modules)
+"""
 
-    monkeypatch.setattr(checkpoint, 'saver', lambda graph, variables: Saver())
+
+def test_reading_does_not_wait_for_tensorflow(tmp_path):
+    """Neither to read, nor to tell that the memory has run out, or that a file is damaged."""
+    for name in 'whole', 'cut':
+        (tmp_path / name).mkdir()
+        paths = checkpoint.data_and_index(str(tmp_path / name / 'model.ckpt'))
+        tensor_bundle.write(*paths, arrays=[('model/wte', np.arange(6).reshape([2, 3]))])
+    os.truncate(paths[0], 23)
+    status, stdout, stderr = finished([sys.executable, '-c', WITHOUT_TENSORFLOW % (SRC, str(tmp_path))])
+    assert (status, stderr) == (0, b'')
+    first, second, short, damaged, imported = stdout.decode('ascii').splitlines()
+    assert first == second == '[[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]' and imported == 'False'
+    assert 'out of memory' in short and 'whole' in short and 'truncated or corrupt' in damaged and 'cut' in damaged
+
+
+def test_reading_refuses_another_type_of_numbers_and_another_model(sess, tmp_path):
+    tf.get_variable('model/wte', initializer=np.float64([[1, 2]]))
+    tf.get_variable('model/wpe', initializer=np.int32([[1, 2]]))
+    sess.run(tf.global_variables_initializer())
+    prefix = tf.train.Saver().save(sess, str(tmp_path / 'model.ckpt'))
+    with checkpoint.reading(prefix, {'model/wte': [1, 2], 'model/wpe': [1, 2]}) as read:
+        for name, said in ('model/wte', 'is float64'), ('model/wpe', 'is of another type'):
+            with pytest.raises(ValueError, match='%s in .*model.ckpt.* %s; only float32' % (name, said)):
+                read(name)
+    with pytest.raises(ValueError, match='model.ckpt.* do not fit hparams.json: model/wte has shape'):
+        checkpoint.reading(prefix, {'model/wte': [2, 1], 'model/wpe': [1, 2]}).__enter__()
+
+
+def test_restore_does_not_call_weights_corrupt_that_exceed_the_memory(network, tiny_models, monkeypatch):
+    fail_to_restore(monkeypatch, tf.errors.ResourceExhaustedError(None, None, 'OOM when allocating tensor'))
     with network.graph.as_default(), pytest.raises(ValueError, match='out of memory.*tiny.model.ckpt') as error:
         checkpoint.restore(network, 'tiny', tiny_models)
     assert 'corrupt' not in str(error.value)

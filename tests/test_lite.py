@@ -373,7 +373,7 @@ def test_load_network_names_weights_that_do_not_fit_as_restore_does(tmp_path):
     hparams = tiny.hparams(**HPARAMS)
     for name, problem in (
             ('model/h1/mlp/c_fc/w', 'is missing'), ('model/h0/attn/c_attn/w', 'has shape'),
-            ('model/h2/mlp/c_fc/w', 'is left over'), ('model/h0/mlp/c_proj/w', 'has values that are not')):
+            ('model/h2/mlp/c_fc/w', 'is left over'), ('model/h0/mlp/c_proj/w', 'in .*/model.ckpt.* has .* not finite')):
         weights = tiny.random_weights(hparams)
         array = weights.pop(name, np.zeros([1, 16, 64], np.float32))
         if 'missing' not in problem:

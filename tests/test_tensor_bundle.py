@@ -1,7 +1,9 @@
 """The reader of a checkpoint's files against TensorFlow, against arithmetic bit by bit, and against damage."""
+from concurrent import futures
 import os
 import random
 
+import numpy as np
 import pytest
 
 from gpt2.system import tensor_bundle
@@ -15,16 +17,39 @@ def test_crc32c_has_the_published_check_value():
 
 
 def test_crc32c_equals_division_bit_by_bit_however_the_bytes_are_cut():
+    """Also of more words than are moved at a time, and of one more, byte by byte."""
     draw = random.Random(1)
-    for n_bytes in list(range(20)) + [63, 64, 65, 1000]:
-        data = bytes(draw.randrange(256) for _ in range(n_bytes))
-        register = 0xffffffff
-        for byte in data:
-            register ^= byte
-            for _ in range(8):
-                register = register >> 1 ^ (0x82f63b78 if register & 1 else 0)
+    longest = 4 * tensor_bundle.DISTANCES[-1]
+    lengths = list(range(20)) + [63, 64, 65, 1000] + [n + i for n in (longest, 4 * longest) for i in range(-5, 6)]
+    data = bytes(draw.randrange(256) for _ in range(8 * longest + 3))
+    registers = [0xffffffff]
+    for byte in data:
+        register = registers[-1] ^ byte
+        for _ in range(8):
+            register = register >> 1 ^ (0x82f63b78 if register & 1 else 0)
+        registers.append(register)
+    for n_bytes in lengths + [len(data)]:
         cut = draw.randint(0, n_bytes)
-        assert tensor_bundle.crc32c([data[:cut], data[cut:]]) == register ^ 0xffffffff
+        for pieces in [data[:n_bytes]], [data[:cut], b'', data[cut:n_bytes]]:
+            assert tensor_bundle.crc32c(pieces) == registers[n_bytes] ^ 0xffffffff
+
+
+def test_crc32c_leaves_the_bytes_as_they_are():
+    data = bytearray(range(256)) * 400
+    assert tensor_bundle.crc32c([memoryview(data)]) == tensor_bundle.crc32c([bytes(data)])
+    assert data == bytearray(range(256)) * 400
+
+
+@pytest.mark.parametrize('scale', [1, 2, 4])
+def test_words_at_the_distances_cancel_modulo_the_polynomial(scale):
+    """1 + y ** 4323 + ... is the same polynomial read from its end. Divided by the one that RFC 3720 gives."""
+    distances = [scale * distance for distance in tensor_bundle.DISTANCES]
+    exponents = {32 * (distances[-1] - distance) for distance in [0] + distances}
+    total, power = 0, 1
+    for exponent in range(max(exponents) + 1):  # power: x ** exponent
+        total ^= power if exponent in exponents else 0
+        power = power << 1 ^ (0x11edc6f41 if power >> 31 else 0)
+    assert len(exponents) == 4 and total == 0
 
 
 def test_index_of_the_release_is_read_as_tensorflow_reads_it(released_117M):
@@ -44,28 +69,72 @@ def multiply(numbers):
     return product
 
 
-def test_weights_that_tensorflow_wrote_are_right_until_a_bit_is_wrong(tmp_path, sess):
-    """Tensors of one piece, of several and of none, each with an error in its first, its last and some byte between."""
+@pytest.fixture
+def written(tmp_path, sess):
+    """(data, index, TensorFlow's reader) of tensors of one piece, of several, of none and of a NaN, by TensorFlow."""
     from gpt2.system.tf1 import tf
     n_numbers = tensor_bundle.PIECE_BYTES // 4
-    for name, size in (('one', 1), ('some', 1001), ('full', n_numbers), ('pieces', 2 * n_numbers + 7), ('none', 0)):
-        tf.get_variable(name, [size], initializer=tf.random_normal_initializer())
+    for name, shape in (('one', [1]), ('some', [7, 11, 13]), ('full', [n_numbers]), ('pieces', [3, n_numbers - 7]),
+                        ('none', [2, 0]), ('scalar', [])):
+        tf.get_variable(name, shape, initializer=tf.random_normal_initializer())
+    tf.get_variable('odd', initializer=np.uint32([0x7fc12345, 0xff800000, 1, 0x80000000]).view(np.float32))
     sess.run(tf.global_variables_initializer())
     prefix = tf.train.Saver().save(sess, str(tmp_path.joinpath('model.ckpt')))
-    index, data = prefix + '.index', prefix + '.data-00000-of-00001'
+    return prefix + '.data-00000-of-00001', prefix + '.index', tf.train.load_checkpoint(prefix)
+
+
+def assert_refused(data, index, tensor):
+    """By both readers, with the tensor's name."""
+    with pytest.raises(ValueError, match='tensor %s ' % tensor.name):
+        tensor_bundle.check_data(data, index)
+    with pytest.raises(ValueError, match='tensor %s ' % tensor.name):
+        tensor_bundle.read_tensor(data, tensor)
+
+
+def test_weights_that_tensorflow_wrote_are_right_until_a_bit_is_wrong(written):
+    """An error in the first, the last and some byte between of each tensor."""
+    data, index, _ = written
     tensor_bundle.check_data(data, index)
     assert tensor_bundle.data_bytes(index) == os.path.getsize(data)
     with open(data, 'r+b') as file:
         for tensor in tensor_bundle.read_index(index):
             for place in {0, tensor.n_bytes // 3, tensor.n_bytes - 1} if tensor.n_bytes else ():
                 flip(file, tensor.offset + place)
-                with pytest.raises(ValueError, match=r'tensor %s ' % tensor.name):
-                    tensor_bundle.check_data(data, index)
+                assert_refused(data, index, tensor)
                 flip(file, tensor.offset + place)
         tensor_bundle.check_data(data, index)
-        file.truncate(tensor_bundle.data_bytes(index) - 1)
-    with pytest.raises(ValueError):
-        tensor_bundle.check_data(data, index)
+
+
+def test_weights_that_are_cut_short_are_refused(written):
+    """Though the memory may still hold the right bytes."""
+    data, index, _ = written
+    tensors = [tensor for tensor in tensor_bundle.read_index(index) if tensor.n_bytes]
+    for tensor in sorted(tensors, key=lambda tensor: -tensor.offset):
+        tensor_bundle.read_tensor(data, tensor)
+        for n_left in tensor.n_bytes - 1, 0:
+            os.truncate(data, tensor.offset + n_left)
+            assert_refused(data, index, tensor)
+
+
+def test_read_tensor_returns_what_tensorflow_reads_in_several_threads_at_once(written):
+    """Bit by bit, and all their own."""
+    data, index, reader = written
+    tensors = 5 * tensor_bundle.read_index(index)
+    with futures.ThreadPoolExecutor(4) as pool:
+        arrays = list(pool.map(lambda tensor: tensor_bundle.read_tensor(data, tensor), tensors))
+    for tensor, array in zip(tensors, arrays):
+        expected = reader.get_tensor(tensor.name)
+        assert (array.shape, array.dtype) == (expected.shape, expected.dtype)
+        assert array.tobytes() == expected.tobytes() and array.flags.owndata and array.flags.writeable
+
+
+def test_read_tensor_refuses_a_shape_of_another_size_and_a_place_that_no_file_has(written):
+    data, index, _ = written
+    for tensor in tensor_bundle.read_index(index):
+        with pytest.raises(ValueError, match='tensor %s has %d bytes' % (tensor.name, tensor.n_bytes)):
+            tensor_bundle.read_tensor(data, tensor._replace(shape=[tensor.n_bytes // 4 + 1]))
+        with pytest.raises(ValueError, match='ends before its tensor %s' % tensor.name):
+            tensor_bundle.read_tensor(data, tensor._replace(offset=2 ** 70))
 
 
 def flip(file, place):

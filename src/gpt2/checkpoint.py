@@ -105,8 +105,7 @@ def sizes(folder):
     index = os.path.join(folder, name + WEIGHTS_SUFFIXES[1]) if name else ''
     if not os.path.isfile(index):
         return {}
-    with damage_named(os.path.join(folder, name)):
-        shapes = {tensor.name: tensor.shape for tensor in tensor_bundle.read_index(index)}
+    shapes = {weight: tensor.shape for weight, tensor in tensors_in(os.path.join(folder, name)).items()}
     layers = {name.split('/')[1] for name in shapes if re.match(r'model/h\d+/', name)}
     embeddings = shapes.get('model/wte', []) + shapes.get('model/wpe', [])[:1]
     found = dict(zip(('n_vocab', 'n_embd', 'n_ctx'), embeddings)) if len(embeddings) == 3 else {}
@@ -140,8 +139,8 @@ def restore(sess, model_name, models_dir='models', scope='model'):
 def load_network(hparams, model_name, models_dir='models', precision='float32'):
     """The model as a lite.Network with weights of this precision. Raises as restore does."""
     from gpt2.fast import lite
-    with reading(weights_prefix(model_dir(model_name, models_dir)), lite.weight_shapes(hparams)) as (_, reader):
-        return lite.Network(hparams, reader.get_tensor, precision)
+    with reading(weights_prefix(model_dir(model_name, models_dir)), lite.weight_shapes(hparams)) as read:
+        return lite.Network(hparams, read, precision)
 
 
 def save(sess, folder, hparams, source, scope='model', step=None, keep=1):
@@ -198,51 +197,77 @@ def shapes_of(variables):
 
 
 def restore_variables(sess, variables, prefix):
-    """Load variables {name: variable} from the checkpoint files that begin with prefix. Raises as restore does."""
-    with reading(prefix, shapes_of(variables)) as (found, _):
-        saver(sess.graph, variables).restore(sess, found)
+    """Load variables {name: variable} from the checkpoint files that begin with prefix. Raises as restore does.
 
-
-def arrays(folder, variables):
-    """Yield (name, float32 array) of the weights in a model's folder for variables {name: variable}, sorted by name.
-
-    One weight at a time is in memory. Raises as restore does, and ValueError for weights of another type.
-    """
-    prefix = weights_prefix(folder)
-    with reading(prefix, shapes_of(variables)) as (_, reader):
-        for name in sorted(variables):
-            array = reader.get_tensor(name)
-            if array.dtype != 'float32':
-                raise ValueError('%s in %s.* is %s; only float32 is supported' % (name, prefix, array.dtype))
-            yield name, array
-
-
-@contextlib.contextmanager
-def reading(prefix, shapes):
-    """(the prefix by which TensorFlow finds the files, their reader) for a block that reads weights {name: shape}.
-
-    Raises as restore does. Whether the weights are finite is found out beside the block. Only what the checksums in the
-    files show is called damage.
+    Whether the weights are finite is found out beside it. Only what the checksums in the files show is called damage.
     """
     from concurrent import futures
     from gpt2.system.tf1 import tf
+    fitting_tensors(prefix, shapes_of(variables))
     data, index = data_and_index(prefix)
     try:
-        with as_tensorflow_finds(prefix) as found:
-            reader = tf.train.load_checkpoint(found)
-            check_fit(reader.get_variable_to_shape_map(), shapes, prefix + '.*', 'hparams.json')
-            with out_of_memory('the weights in %s.* do not fit; free some, or take a smaller model' % prefix), \
-                    futures.ThreadPoolExecutor(1) as second_core:
-                checking = second_core.submit(tensor_bundle.first_not_finite, data, index, shapes)
-                yield found, reader
-                not_finite = checking.result()
-    except (tf.errors.OpError, RuntimeError, IndexError) as error:  # the last two: for a damaged index, in TensorFlow 2
+        with as_tensorflow_finds(prefix) as found, memory_for(prefix), futures.ThreadPoolExecutor(1) as second_core:
+            checking = second_core.submit(tensor_bundle.first_not_finite, data, index, variables)
+            saver(sess.graph, variables).restore(sess, found)
+            not_finite = checking.result()
+    except tf.errors.OpError as error:
         with damage_named(prefix):
             tensor_bundle.check_data(data, index)  # raises PermissionError for an unreadable file
         os.listdir(os.path.dirname(prefix))  # and this for a folder, which TensorFlow 1.12 lists
         raise OSError('TensorFlow cannot read the weights in %s.*: %s' % (prefix, str(error).split('\n')[0]))
     if not_finite:
         raise not_finite_error(not_finite, prefix + '.*')
+
+
+def arrays(folder, variables):
+    """Yield (name, float32 array) of the weights in a model's folder for variables {name: variable}, sorted by name.
+
+    One weight at a time is in memory. Raises as reading does.
+    """
+    with reading(weights_prefix(folder), shapes_of(variables)) as read:
+        for name in sorted(variables):
+            yield name, read(name)
+
+
+@contextlib.contextmanager
+def reading(prefix, shapes):
+    """For a block that reads weights {name: shape}: a function from a name to a float32 array, for several threads.
+
+    Raises as restore does, and ValueError for weights of another type.
+    """
+    tensors = fitting_tensors(prefix, shapes)
+
+    def read(name):
+        kind = tensors[name].dtype
+        if kind != tensor_bundle.FLOAT32:
+            raise ValueError('%s in %s.* is %s; only float32 is supported'
+                             % (name, prefix, tensor_bundle.TYPES.get(kind, 'of another type')))
+        with damage_named(prefix):
+            array = tensor_bundle.read_tensor(prefix + WEIGHTS_SUFFIXES[0], tensors[name])
+        if not tensor_bundle.is_finite(array):
+            raise not_finite_error(name, prefix + '.*')
+        return array
+
+    with memory_for(prefix):
+        yield read
+
+
+def memory_for(prefix):
+    """session.out_of_memory with a remedy for reading weights."""
+    return out_of_memory('the weights in %s.* do not fit; free some, or take a smaller model' % prefix)
+
+
+def fitting_tensors(prefix, shapes):
+    """As tensors_in(prefix). Raises ValueError as check_fit does for weights {name: shape}."""
+    tensors = tensors_in(prefix)
+    check_fit({name: tensor.shape for name, tensor in tensors.items()}, shapes, prefix + '.*', 'hparams.json')
+    return tensors
+
+
+def tensors_in(prefix):
+    """{name: tensor_bundle.Tensor} of the weights whose paths begin with prefix."""
+    with damage_named(prefix):
+        return {tensor.name: tensor for tensor in tensor_bundle.read_index(prefix + WEIGHTS_SUFFIXES[1])}
 
 
 def check_fit(stored, shapes, weights, description):

@@ -5,6 +5,7 @@ TensorFlow is imported inside the functions that need it, so that a command can 
 import contextlib
 import errno
 import os
+import sys
 
 PRECISIONS = ('float32', 'int8')
 
@@ -65,10 +66,17 @@ def out_of_memory(remedy):
 
     Not for blocks that write files: TensorFlow raises the same error for a full disk.
     """
-    from gpt2.system.tf1 import tf
     try:
         yield
-    except (MemoryError, OSError, tf.errors.ResourceExhaustedError) as error:
+    except memory_errors() as error:
         if getattr(error, 'errno', errno.ENOMEM) not in (errno.ENOMEM, errno.EFAULT):  # the latter: of a read()
             raise
         raise ValueError('out of memory; ' + remedy)
+
+
+def memory_errors():
+    """The types of the errors that may say that memory has run out, without importing TensorFlow for its own."""
+    if 'tensorflow' not in sys.modules:
+        return MemoryError, OSError
+    from gpt2.system.tf1 import tf
+    return MemoryError, OSError, tf.errors.ResourceExhaustedError

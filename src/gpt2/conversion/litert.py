@@ -18,8 +18,8 @@ def export(model_name, path, models_dir):
     if litert() is None:
         raise ValueError('a file for LiteRT needs TensorFlow 2.x to write it; this is %s' % tf.__version__)
     folder, hparams = weights.source_of(path, model_name, models_dir)
-    with checkpoint.reading(checkpoint.weights_prefix(folder), lite.weight_shapes(hparams)) as (_, reader):
-        content = written(hparams, reader.get_tensor)
+    with checkpoint.reading(checkpoint.weights_prefix(folder), lite.weight_shapes(hparams)) as read_array:
+        content = written(hparams, read_array)
     with files.replacing(path) as part, open(part, 'wb') as file:
         file.write(content)
 

@@ -1,4 +1,4 @@
-"""Verify and write the files of a TensorFlow checkpoint without TensorFlow.
+"""Read, verify and write the files of a TensorFlow checkpoint without TensorFlow.
 
 An index is a LevelDB table: blocks of sorted keys and values, with a checksum after each block. A key is the name of a
 variable; its value, a protocol buffer, gives the tensor's place in the data file and its CRC-32C.
@@ -6,6 +6,7 @@ Sources: LevelDB, doc/table_format.md; TensorFlow, core/protobuf/tensor_bundle.p
 """
 import collections
 import functools
+import os
 
 import numpy as np
 
@@ -13,30 +14,60 @@ Tensor = collections.namedtuple('Tensor', 'name dtype shape offset n_bytes maske
 
 TABLE_END = (0xdb4775248b80fb57).to_bytes(8, 'little')
 CASTAGNOLI = 0x82f63b78  # the polynomial of CRC-32C, its highest power in the lowest bit
+# A word of 32 bits may become 0 if the words at these distances behind it are xor-ed with it: with y = x ** 32,
+# y ** 5685 = y ** (5685 - 4323) + y ** (5685 - 5259) + 1 modulo that polynomial. By squaring, the same holds for 2, 4,
+# 8 ... times the distances. They were found by trying all powers of y up to 6,000.
+DISTANCES = 4323, 5259, 5685
 FLOAT32 = 1
+TYPES = {FLOAT32: 'float32', 2: 'float64', 14: 'bfloat16', 19: 'float16'}  # TensorFlow's numbers
 MAX_INDEX_BYTES = 2 ** 20  # of an index, and of what it unpacks to; the largest released one has 2 ** 14
-PIECE_BYTES = 2 ** 18  # read at a time: fits into a processor's cache together with the intermediate results
+PIECE_BYTES = 2 ** 20  # read at a time: fits into a processor's cache together with the intermediate results
 
 
 def check_data(data_path, index_path):
     """Raises ValueError, naming the first tensor in the data file whose checksum is not the one in the index."""
+    buffer = memoryview(bytearray(PIECE_BYTES))
     with open(data_path, 'rb') as file:
         for tensor in sorted(read_index(index_path), key=lambda tensor: tensor.offset):
-            file.seek(tensor.offset)
             starts = range(0, tensor.n_bytes, PIECE_BYTES)
-            pieces = (file.read(min(PIECE_BYTES, tensor.n_bytes - start)) for start in starts)
-            if masked(crc32c(pieces)) != tensor.masked_crc:
-                raise ValueError('the checksum of its tensor %s is not the one in the index' % tensor.name)
+            read_into((buffer[:tensor.n_bytes - start] for start in starts), file, tensor)
+
+
+def read_tensor(data_path, tensor):
+    """Returns the array of a Tensor whose type is float32. Several threads may read at the same time.
+
+    Raises ValueError, naming the tensor, if the file ends before it does or its checksum is not the one in the index.
+    """
+    array = np.empty(tensor.shape, '<f4')
+    if array.nbytes != tensor.n_bytes:
+        raise ValueError('its tensor %s has %d bytes instead of %d' % (tensor.name, tensor.n_bytes, array.nbytes))
+    content = array.reshape(-1).view(np.uint8)
+    with open(data_path, 'rb') as file:
+        read_into((content[start:start + PIECE_BYTES] for start in range(0, len(content), PIECE_BYTES)), file, tensor)
+    return array
+
+
+def read_into(pieces, file, tensor):
+    """Read the bytes of a tensor into an iterable of buffers. Raises ValueError as read_tensor does."""
+    if os.fstat(file.fileno()).st_size < tensor.offset + tensor.n_bytes:
+        raise ValueError('the file ends before its tensor %s does' % tensor.name)
+    file.seek(tensor.offset)
+    if masked(crc32c(piece[:file.readinto(piece)] for piece in pieces)) != tensor.masked_crc:
+        raise ValueError('the checksum of its tensor %s is not the one in the index' % tensor.name)
+
+
+def is_finite(values):
+    """Whether none of the values is NaN or infinity."""
+    with np.errstate(all='ignore'):  # a sum takes half the time, and is rarely infinite otherwise
+        return np.isfinite(values.sum()) or np.isfinite(values).all()
 
 
 def first_not_finite(data_path, index_path, names):
     """The name of the first of these float32 tensors that holds NaN or infinity; None if all are finite."""
     for tensor in read_index(index_path):
         if tensor.name in names and tensor.dtype == FLOAT32 and tensor.n_bytes:
-            values = np.memmap(data_path, '<f4', 'r', tensor.offset, tensor.n_bytes // 4)
-            with np.errstate(all='ignore'):  # a sum takes half the time, and is rarely infinite otherwise
-                if not np.isfinite(values.sum()) and not np.isfinite(values).all():
-                    return tensor.name
+            if not is_finite(np.memmap(data_path, '<f4', 'r', tensor.offset, tensor.n_bytes // 4)):
+                return tensor.name
     return None
 
 
@@ -202,16 +233,17 @@ def varint(data):
 def crc32c(pieces):
     """Returns the CRC-32C, an int, of the concatenation of an iterable of bytes.
 
-    A CRC is a remainder of polynomials over GF(2), and thus linear: the register after a message is the register after
-    its first part and as many zero bytes as the rest has, xor the register after the rest alone.
+    The register after a piece is the remainder of a polynomial over GF(2): that of the piece and 4 zero bytes, with the
+    register before it added to the first 4 bytes.
     """
-    register = np.uint32(0xffffffff)
+    register = 0xffffffff
     for piece in pieces:
-        for power in range(len(piece).bit_length()):
-            if len(piece) >> power & 1:
-                register = after_zeros(register, power)
-        register = register ^ register_after(piece)
-    return int(register) ^ 0xffffffff
+        start = -len(piece) % 4  # zero bytes in front, to make whole words, change nothing
+        content = bytearray().join([bytes(start), piece, bytes(4)])
+        first = int.from_bytes(content[start:start + 4], 'little')
+        content[start:start + 4] = (first ^ register).to_bytes(4, 'little')
+        register = remainder(np.frombuffer(content, '<u4'))
+    return register ^ 0xffffffff
 
 
 def masked(crc):
@@ -219,25 +251,29 @@ def masked(crc):
     return ((crc >> 15 | crc << 17) + 0xa282ead8) & 0xffffffff
 
 
-def register_after(piece):
-    """Returns the CRC register, uint32, after reading piece (bytes) from a register of 0.
+def remainder(words):
+    """Returns the remainder, an int, of the polynomial of words (uint32 [at least 1]), which it overwrites.
 
-    The left half of the piece is advanced by as many zero bytes as the right half has and xor-ed into it, until one
-    word is left: NumPy is fast on long arrays, while a loop would take byte by byte.
+    Blocks of words are xor-ed into later ones until few words are left. Then the left half is advanced by as many
+    words of 0 as the right half has and xor-ed into it, until one is left: NumPy is fast on long arrays, while a loop
+    would take byte by byte.
     """
-    power = max(2, (len(piece) - 1).bit_length())
-    padded = np.zeros(2 ** power, np.uint8)
-    padded[len(padded) - len(piece):] = np.frombuffer(piece, np.uint8)  # zeros before it leave the register at 0
-    words = padded.view('<u4')
-    while len(words) > 1:
-        power -= 1
-        left, right = np.split(words, 2)
-        words = after_zeros(left, power) ^ right
-    return after_zeros(words[0], 2)
+    for scale in (4, 1):  # long blocks first
+        distances = [scale * distance for distance in DISTANCES]
+        end = len(words) - distances[-1]
+        for begin in range(0, end, distances[0]):
+            block = words[begin:min(begin + distances[0], end)]
+            for distance in distances:
+                words[begin + distance:][:len(block)] ^= block
+        words = words[-distances[-1]:]
+    for power in reversed(range((len(words) - 1).bit_length())):
+        left, words = words[:-2 ** power], words[-2 ** power:]
+        words[-len(left):] ^= after_zeros(left, power)
+    return int(words[0])
 
 
 def after_zeros(register, power):
-    """Returns CRC registers (uint32, any shape) after reading 2 ** power zero bytes."""
+    """Returns CRC registers (uint32, any shape) after reading 2 ** power words of 0."""
     low, high = zeros_tables(power)
     return low[register & 0xffff] ^ high[register >> 16]
 
@@ -247,7 +283,7 @@ def zeros_tables(power):
     """Returns after_zeros of every low and of every high half of a register, uint32 [2, 65536]."""
     bits = np.uint32(1) << np.arange(32, dtype=np.uint32)
     if power == 0:
-        for _ in range(8):
+        for _ in range(32):
             bits = bits >> 1 ^ bits % 2 * np.uint32(CASTAGNOLI)
     else:
         bits = after_zeros(after_zeros(bits, power - 1), power - 1)
