@@ -118,7 +118,7 @@ def test_scripts_sample_without_tensorflow(command, without_tensorflow, tmp_path
     flags = ['--model_name', 'tiny', '--nsamples', '1', '--length', '9', '--seed', '1', '--precision', precision]
     found, expected = [finished(command(script, *flags), b'a\n', env=env)
                        for env in (without_tensorflow, environment(PYTHONPATH=str(tmp_path)))]
-    assert found == expected and found[0] == 0 and len(found[1]) > 100 and not found[2]
+    assert found == expected and found[0] == 0 and len(found[1]) > 100 and not found[2].replace(QUESTION, b'')
 
 
 @pytest.mark.slow

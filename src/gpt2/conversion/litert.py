@@ -34,7 +34,7 @@ def written(hparams, read):
     token_1T = graph.input('tokens', [1, None], np.int32)
     past = graph.input('past', [hparams.n_layer, 2, hparams.n_head, None, size])
     n_past = graph.input('n_past', [], np.int32)
-    values_VD, scale_V = network.embedding
+    values_VD, scale_V = network.matrices['model/wte']
     token_T = token_1T.reshape([None])
     position_T = numbered(token_T) + n_past
     embedded_TD = graph.add('CAST', graph.take(values_VD, token_T), dtype=np.float32)

@@ -25,7 +25,7 @@ MAX_ROWS = 2 ** 12  # tokens of all texts that are computed at a time, so that a
 # So that few scores are computed only to be masked. Where a prompt is divided, it is at multiples of this number, since
 # sums over other numbers of positions are rounded differently.
 QUERIES_AT_A_TIME = 128
-ROWS_AT_A_TIME = 2 ** 10  # that are rounded: 3 MB of the vocabulary instead of 154
+ROWS_AT_A_TIME = 2 ** 6  # that are rounded, so that they stay in a processor's cache meanwhile
 MAX_FLOAT32_BYTES = 2 ** 31  # LiteRT keeps two copies of the weights, too much for 774M and 1558M in float32
 MAX_SCORES = 2 ** 24  # attention scores that are in memory at a time: 64 MB
 
@@ -46,20 +46,15 @@ def is_for(precision, hparams):
 
 # Rounding
 
-def rounded(weight_MN, name):
-    """(int8 values, scale) of a matrix: the largest magnitude of each row becomes 127.
-
-    weight_MN: float32.  Raises ValueError, with the name, for numbers that are not finite.
-    """
-    magnitude_M = np.maximum(weight_MN.max(axis=1), -weight_MN.min(axis=1))
-    if not np.isfinite(magnitude_M).all():
-        raise ValueError('%s has values that are not finite, which cannot be rounded to 8 bits' % name)
-    scale_M = np.where(magnitude_M > 0, magnitude_M, 1).astype(np.float32) / np.float32(127)
-    values_MN = np.empty(weight_MN.shape, np.int8)
-    for first in range(0, len(scale_M), ROWS_AT_A_TIME):
+def rounded(weight_MN, axis):
+    """(int8 values [M, N], scales) of a float32 matrix: the largest magnitude along an axis becomes 127."""
+    magnitude = np.maximum(weight_MN.max(axis, keepdims=True), -weight_MN.min(axis, keepdims=True))
+    scale = np.where(magnitude > 0, magnitude, 1).astype(np.float32) / np.float32(127)
+    scale_MN, values_MN = np.broadcast_to(scale, weight_MN.shape), np.empty(weight_MN.shape, np.int8)
+    for first in range(0, len(weight_MN), ROWS_AT_A_TIME):
         rows = slice(first, first + ROWS_AT_A_TIME)
-        values_MN[rows] = np.rint(weight_MN[rows] / scale_M[rows, None])
-    return values_MN, scale_M
+        values_MN[rows] = np.rint(weight_MN[rows] / scale_MN[rows])
+    return values_MN, scale.ravel()
 
 
 # The network, in LiteRT's operations
@@ -81,24 +76,25 @@ def weight_shapes(hparams):
 class Weights(object):
     """What a network is written with.
 
-    read: function from a variable's name to its float32 array.  precision: of matrices, float32 or int8.
-    embedding: the values [V, D] and scales [V] of wte.
-    Raises ValueError as rounded does.
+    read: function from a variable's name to its float32 array, for several threads.  precision: float32 or int8.
+    matrices: {name: (values [M, N], scale [M])}, each as it is multiplied; in float32 the scale is 1.
     """
 
     def __init__(self, hparams, read, precision):
         self.hparams, self.read, self.precision = hparams, read, precision
-        self.embedding = self.matrix('model/wte')
-        names = ['model/h%d/%s/w' % (layer, name) for layer in range(hparams.n_layer) for name in MATRICES]
+        names = ['model/wte'] + ['model/h%d/%s/w' % (layer, name) for layer in range(hparams.n_layer)
+                                 for name in MATRICES]
         with futures.ThreadPoolExecutor(process.n_cores()) as pool:
             self.matrices = dict(zip(names, pool.map(self.matrix, names)))
 
     def matrix(self, name):
-        """(values [M, N], scale [M]) of a matrix; in float32 the scale is 1."""
-        weight_MN = self.read(name) if name == 'model/wte' else self.read(name)[0].T
+        weight = self.read(name)
+        is_embedding = weight.ndim == 2  # its rows are the columns of the product
+        values = weight if is_embedding else weight[0]
+        scale_M = np.ones(values.shape[0 if is_embedding else 1], np.float32)
         if self.precision == 'int8':
-            return rounded(weight_MN, name)
-        return np.ascontiguousarray(weight_MN), np.ones(len(weight_MN), np.float32)
+            values, scale_M = rounded(values, 1 if is_embedding else 0)
+        return np.ascontiguousarray(values if is_embedding else values.T), scale_M
 
     def normal(self, x_RD, name):
         """model.layer_norm."""
@@ -109,10 +105,10 @@ class Weights(object):
 
     def linear(self, x_RN, name):
         """model.linear."""
-        return self.product(x_RN, self.matrices[name + '/w'], self.read(name + '/b'))
+        return self.product(x_RN, name + '/w', self.read(name + '/b'))
 
-    def product(self, x_RN, matrix, bias_M=None):
-        values_MN, scale_M = matrix
+    def product(self, x_RN, name, bias_M=None):
+        values_MN, scale_M = self.matrices[name]
         is_rounded = self.precision == 'int8'
         constant = x_RN.graph.constant(values_MN, scale_M if is_rounded else None)
         return x_RN.graph.add('FULLY_CONNECTED', x_RN, constant, bias_M, shape=x_RN.shape[:-1] + [len(values_MN)],
@@ -131,7 +127,7 @@ class Weights(object):
 
     def logits(self, hidden_RD):
         """model.unembed, of the last block's output: [R, V]."""
-        return self.product(self.normal(hidden_RD, 'model/ln_f'), self.embedding)
+        return self.product(self.normal(hidden_RD, 'model/ln_f'), 'model/wte')
 
 
 def attend(q, k, v, mask):
@@ -162,7 +158,7 @@ def written(hparams, read, precision):
             outputs = [hidden_RD] * (layer > 0) + [weights.before_attention(hidden_RD, layer)]
         for i, output in enumerate(outputs):
             graph.output(str(i), output)
-    content, (values_VD, scale_V) = file.content(), weights.embedding
+    content, (values_VD, scale_V) = file.content(), weights.matrices['model/wte']
     return content, (np.ndarray(values_VD.shape, values_VD.dtype, content, file.offset(values_VD)), scale_V)
 
 
@@ -197,7 +193,6 @@ class Network(object):
     """GPT-2 in LiteRT. Several threads can use it.
 
     read: function from a variable's name to its float32 array.  precision: of its weights, float32 or int8.
-    Raises ValueError as rounded does.
     """
 
     def __init__(self, hparams, read, precision):
