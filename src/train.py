@@ -22,6 +22,7 @@ from types import SimpleNamespace
 from gpt2 import checkpoint, corpus
 from gpt2.system import flags
 from gpt2.system.progress import report
+from gpt2.system.tf1 import tf
 from gpt2.training import run_folder
 from gpt2.training.cluster import LocalWorkers, from_environment
 
@@ -102,11 +103,9 @@ def check(options):
         for name in names:
             if not is_accepted(getattr(options, name)):
                 raise ValueError('--%s is %s; it must be %s' % (name, getattr(options, name), accepted))
-    if options.precision == 'bfloat16':
-        from gpt2.system.tf1 import tf
-        if not hasattr(tf, 'disable_v2_behavior'):
-            raise ValueError('TensorFlow %s cannot multiply all matrices in bfloat16; leave out --precision, or use '
-                             'TensorFlow 2.x' % tf.__version__)
+    if options.precision == 'bfloat16' and not hasattr(tf, 'disable_v2_behavior'):
+        raise ValueError('TensorFlow %s cannot multiply all matrices in bfloat16; leave out --precision, or use '
+                         'TensorFlow 2.x' % tf.__version__)
     if options.sample_prompt is not None and not options.sample_every:
         raise ValueError('--sample_prompt has no effect without --sample_every; give that, too')
     try:
@@ -126,7 +125,6 @@ def check(options):
 
 def fit(folder, options, cluster, text_encoder, hparams, tokens, valid_tokens):
     """Train until the last step, Ctrl-C or SIGTERM. The last four arguments are the result of run_folder.prepare."""
-    from gpt2.system.tf1 import tf
     from gpt2.training.run import Run
     cluster.check_equal(run_folder.facts(options, text_encoder, hparams, tokens, valid_tokens))
     try:

@@ -1,7 +1,5 @@
-"""A model's folder on disk, models/<name>/, to and from hyperparameters and the weights in a session.
-
-TensorFlow is imported inside the functions that need it, so that a command can report a missing model at once.
-"""
+"""A model's folder on disk, models/<name>/, to and from hyperparameters and the weights in a session."""
+from concurrent import futures
 import contextlib
 import filecmp
 import glob
@@ -12,8 +10,10 @@ import shutil
 import tempfile
 
 from gpt2 import releases
+from gpt2.fast import lite
 from gpt2.session import out_of_memory
 from gpt2.system import files, tensor_bundle
+from gpt2.system.tf1 import tf
 
 VOCABULARY_FILES = ('encoder.json', 'vocab.bpe')
 WEIGHTS_SUFFIXES = ('.data-00000-of-00001', '.index', '.meta')  # in the order of renaming: the index after its data
@@ -114,7 +114,7 @@ def sizes(folder):
 
 def hparams_from(values, path):
     """The HParams of a dict that was read from path. Raises ValueError for missing, unknown or impossible numbers."""
-    from model import default_hparams
+    from model import default_hparams  # not above, where check_modules has not been called yet
     try:
         hparams = default_hparams()
         missing = [name for name in hparams.names if name not in values]
@@ -138,7 +138,6 @@ def restore(sess, model_name, models_dir='models', scope='model'):
 
 def load_network(hparams, model_name, models_dir='models', precision='float32'):
     """The model as a lite.Network with weights of this precision. Raises as restore does."""
-    from gpt2.fast import lite
     with reading(weights_prefix(model_dir(model_name, models_dir)), lite.weight_shapes(hparams)) as read:
         return lite.Network(hparams, read, precision)
 
@@ -183,7 +182,6 @@ def model_variables(graph, scope='model'):
     Trainable ones only, because the names of an optimizer's averages begin alike.
     Raises ValueError if there are none.
     """
-    from gpt2.system.tf1 import tf
     variables = {'model' + variable.op.name[len(scope):]: variable
                  for variable in graph.get_collection(tf.GraphKeys.TRAINABLE_VARIABLES, re.escape(scope) + '/')}
     if not variables:
@@ -201,8 +199,6 @@ def restore_variables(sess, variables, prefix):
 
     Whether the weights are finite is found out beside it. Only what the checksums in the files show is called damage.
     """
-    from concurrent import futures
-    from gpt2.system.tf1 import tf
     fitting_tensors(prefix, shapes_of(variables))
     data, index = data_and_index(prefix)
     try:
@@ -325,7 +321,6 @@ def save_variables(sess, variables, prefix):
 
     Raises OSError if that fails, and then leaves no unfinished file.
     """
-    from gpt2.system.tf1 import tf
     part = prefix + '.part'
     try:
         with as_tensorflow_finds(part) as found:
@@ -344,7 +339,6 @@ def save_variables(sess, variables, prefix):
 
 def saver(graph, variables):
     """The graph's Saver of these variables, made once, because each Saver adds operations to the graph."""
-    from gpt2.system.tf1 import tf
     if not hasattr(graph, 'savers'):  # not a collection of the graph: .meta holds those, and cannot hold a Saver
         graph.savers = {}
     names = tuple(sorted((name, variable.op.name) for name, variable in variables.items()))

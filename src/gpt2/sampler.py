@@ -15,7 +15,10 @@ import numpy as np
 
 import encoder
 from gpt2 import checkpoint, session
+from gpt2.fast import lite, matmul, numpy_loop, xla
 from gpt2.system import process
+from gpt2.system.tf1 import tf
+import sample
 
 MIN_STEPS_TO_COMPILE = 2000  # compiling the loop takes as long as it saves a GPU in 2,000 steps, for models of any size
 
@@ -95,7 +98,6 @@ class Sampler(object):
         new ids, length of them, or fewer where options' end_token was drawn, which is left out.
         Raises ValueError as sample_sequence does, and if memory is short.
         """
-        from gpt2.fast import lite
         key = (n_rows, length, width, ragged, watch) + tuple(sorted(options.items()))
         with self.lock:
             if key in self.functions:
@@ -117,8 +119,6 @@ class Sampler(object):
 
     def in_tensorflow(self, n_rows, length, width, ragged, watch, **options):
         """A function of prompts int32 [B, C], their lengths [B], and draws that returns as sample_sequence does."""
-        import sample
-        from gpt2.system.tf1 import tf
         self.graph = self.graph or tf.Graph()
         with self.graph.as_default():
             context = tf.placeholder(tf.int32, [n_rows, width])
@@ -141,7 +141,6 @@ class Sampler(object):
 
     def in_litert(self, length, width, watch, compiled=False, **options):
         """As in_tensorflow."""
-        from gpt2.fast import numpy_loop
         run = numpy_loop.loop(self.hparams, length, width, watch, **options)
         self.network = self.network or checkpoint.load_network(
             self.hparams, self.model_name, self.models_dir, self.precision)
@@ -186,7 +185,6 @@ def rows_of(n, batch_size):
 
 def is_worth_compiling(n, batch_size, length):
     """Whether compiling the loop saves time for batches(n, batch_size) of length tokens: on a GPU, for many steps."""
-    from gpt2.fast import matmul, xla
     n_steps = length * -(-n // batch_size) if n else math.inf
     is_long, is_even = n_steps >= MIN_STEPS_TO_COMPILE, rows_of(n, batch_size) is not None
     return is_long and is_even and matmul.on_gpu() and xla.is_usable()

@@ -1,11 +1,12 @@
-"""Sessions, the precision of their weights, and running out of memory.
-
-TensorFlow is imported inside the functions that need it, so that a command can report a mistake at once.
-"""
+"""Sessions, the precision of their weights, and running out of memory."""
 import contextlib
 import errno
 import os
 import sys
+
+from gpt2.fast import matmul
+from gpt2.system import process
+from gpt2.system.tf1 import tf
 
 PRECISIONS = ('float32', 'int8')
 
@@ -21,9 +22,6 @@ def session_config(sampling=False):
 
     sampling: as session() takes it.
     """
-    from gpt2.fast import matmul
-    from gpt2.system import process
-    from gpt2.system.tf1 import tf
     config = tf.ConfigProto(allow_soft_placement=True)
     config.gpu_options.allow_growth = True
     if sampling:
@@ -52,7 +50,6 @@ def session(sampling=False, target='', config=None):
 
 def new_session(sampling=False, target='', config=None):
     """session(), without the `with`: a tf.Session of the default graph."""
-    from gpt2.system.tf1 import tf
     # XLA's own products do not read the variable, which switches TensorFloat-32 off in NVIDIA's libraries.
     full = sampling or os.environ.get('NVIDIA_TF32_OVERRIDE') == '0'
     if full and hasattr(tf, 'disable_v2_behavior'):  # 1.12 has no TensorFloat-32
@@ -78,5 +75,4 @@ def memory_errors():
     """The types of the errors that may say that memory has run out, without importing TensorFlow for its own."""
     if 'tensorflow' not in sys.modules:
         return MemoryError, OSError
-    from gpt2.system.tf1 import tf
     return MemoryError, OSError, tf.errors.ResourceExhaustedError

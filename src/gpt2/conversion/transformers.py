@@ -12,6 +12,7 @@ from gpt2.conversion import vocabulary, weights
 from gpt2.conversion.reading import check_values, read
 import encoder
 from gpt2.system import files
+from gpt2.system.tf1 import tf
 
 DTYPES = OrderedDict([('float32', 'F32'), ('float16', 'F16'), ('bfloat16', 'BF16')])  # {name: its name in a file}
 WEIGHTS, PICKLE = 'model.safetensors', 'pytorch_model.bin'
@@ -83,7 +84,6 @@ def write_safetensors(path, variables, arrays, dtype):
 
 def as_dtype(array, dtype, name):
     """A float32 array in another dtype, rounded to the nearest. Raises ValueError, with the name, for an overflow."""
-    from gpt2.system.tf1 import tf
     with np.errstate(over='ignore'):
         rounded = np.asarray(array, getattr(tf, dtype).as_numpy_dtype)
     if dtype == 'float16' and (np.isinf(rounded) & np.isfinite(array)).any():

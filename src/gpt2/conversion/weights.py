@@ -7,6 +7,8 @@ import shutil
 from gpt2 import checkpoint
 from gpt2.system import files, process, tensor_bundle
 from gpt2.system.progress import Progress
+from gpt2.system.tf1 import tf
+from model import model
 
 
 def check_new(path):
@@ -24,7 +26,6 @@ def new_folder(path):
 
     Raises as check_new does, ValueError if another process is filling it, and OSError where TensorFlow cannot write.
     """
-    from gpt2.system.tf1 import tf
     parent, name = os.path.split(os.path.abspath(path))
     part = os.path.join(parent, name + '.part')
 
@@ -60,8 +61,6 @@ def source_of(target, model_name, models_dir):
 
 def network(hparams):
     """{name: variable} of the model in a graph of its own. Their shapes are those of the weights."""
-    from model import model
-    from gpt2.system.tf1 import tf
     with tf.Graph().as_default() as graph:
         model(hparams, tf.placeholder(tf.int32, [None, None]))
         return checkpoint.model_variables(graph)

@@ -1,11 +1,14 @@
-"""A model that scores tokens: functions of a session. TensorFlow is imported when one is loaded."""
+"""A model that scores tokens: functions of a session."""
 from collections import namedtuple
 import contextlib
 import functools
 import os
 
 from gpt2 import checkpoint, session
+from gpt2.evaluation import scorer
 from gpt2.evaluation.documents import window_sizes
+from gpt2.fast import lite
+from gpt2.system.tf1 import tf
 import encoder
 
 # score: function(ids [B, T], first) -> nats [B, T - first] of predicting ids[:, first:]
@@ -19,9 +22,6 @@ def load(model_name, models_dir, options, precision='float32'):
     """A Model with its weights, in a graph and a session of its own, for a `with`. Raises as check_model does."""
     session.check_precision(precision)
     text_encoder, hparams = check_model(model_name, models_dir, options)
-    from gpt2.evaluation import scorer
-    from gpt2.fast import lite
-    from gpt2.system.tf1 import tf
     with tf.Graph().as_default(), session.session() as sess, \
             session.out_of_memory('give a lower --batch_size, or a lower --context if the command has that flag'):
         network = None

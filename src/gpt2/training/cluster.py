@@ -21,6 +21,7 @@ import numpy as np
 from gpt2 import session
 from gpt2.system import files, process
 from gpt2.system.progress import report
+from gpt2.system.tf1 import collective_ops, tf
 
 EXAMPLE = '{"cluster": {"worker": ["host:port", "host:port"]}, "task": {"type": "worker", "index": 0}}'
 STARTUP_SECONDS = 600  # how long all workers may take to start
@@ -141,7 +142,6 @@ class Cluster(LocalWorkers):
 
         Raises ValueError if the port is in use, a worker does not start, or their TF_CONFIGs contradict each other.
         """
-        from gpt2.system.tf1 import tf
         check_port(self.addresses[self.index], self.index)
         report('worker %d: port %s is open on all network interfaces, and whoever reaches it can read and write files '
                'as this user; let only the workers reach it' % (
@@ -181,7 +181,6 @@ class Cluster(LocalWorkers):
 
     def exchange(self, numbers):
         """Send integers to all workers, and receive theirs: int64 [n_workers, n]."""
-        from gpt2.system.tf1 import tf
         own = np.zeros([self.n_workers, len(numbers)], np.int64)
         own[self.index] = numbers
         if len(numbers) not in self.sums:
@@ -221,13 +220,11 @@ class Cluster(LocalWorkers):
 
     def all_reduce(self, tensor, final):
         """The sum of a tensor over all workers; with final 'Div', divided by their number."""
-        from gpt2.system.tf1 import collective_ops
         self.n_collectives += 1
         return collective_ops().all_reduce(tensor, self.n_workers, GROUP, self.n_collectives, 'Add', final)
 
     def share(self, sess, variables):
         """Copy the chief's values of variables to all workers."""
-        from gpt2.system.tf1 import collective_ops, tf
         between, operations = collective_ops(), []
         with sess.graph.as_default(), tf.device(self.device):
             for variable in variables:
@@ -242,7 +239,6 @@ class Cluster(LocalWorkers):
 
     def run(self, function, *positional):
         """As process.wait_for, but raises ValueError if another worker is lost meanwhile."""
-        from gpt2.system.tf1 import tf
         try:
             return process.wait_for(function, *positional, meanwhile=self.check)
         except tf.errors.ResourceExhaustedError:

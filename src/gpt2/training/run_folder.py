@@ -13,6 +13,7 @@ from gpt2 import checkpoint, corpus, releases
 import encoder
 from gpt2.system import files
 from gpt2.system.progress import report
+from model import default_hparams
 
 
 LOCATIONS = 'run_name', 'models_dir', 'data', 'valid', 'hparams', 'vocab'  # flags: where files are, not what is in them
@@ -244,6 +245,5 @@ def load_hparams(folder):
 
 def read_hparams(path, n_vocab):
     """The HParams in a JSON file, with n_vocab replaced. Those missing from the file are 117M's. Raises ValueError."""
-    from model import default_hparams
     values = files.read_json(path, remedy='give the path of an hparams.json')
     return checkpoint.hparams_from(dict(default_hparams().values(), **dict(values, n_vocab=n_vocab)), path)
