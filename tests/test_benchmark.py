@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 
@@ -92,6 +93,15 @@ def test_measure_goes_on_without_an_engine_that_crashes(script, tmp_path, capsys
     benchmark.measure(runners, 'W1', Workload.parse('1x8'), '/models/117M', options, bursts)
     assert bursts == {'ours': [(2, 100)] * 2, 'transformers': None}
     assert 'transformers failed: status -11: oops\n' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('function', ['llama_model_load_from_file', 'llama_init_from_model'])
+def test_llama_cpp_passes_no_null_pointer_on(function, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'llama_cpp', mock.MagicMock(**{function + '.return_value': None}))
+    engine = engines.LlamaCpp(2, 'q8_0')
+    with pytest.raises(RuntimeError, match=function + ' failed'):
+        engine.prepare('folder')
+        engine.context(1, 1, 1)
 
 
 # On a GPU
