@@ -205,7 +205,8 @@ class Worker(object):
     def __exit__(self, *_):
         self.process.kill()
         self.process.wait()
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # an order that a crashed worker did not read is still buffered
+            self.process.stdin.close()
         self.process.stdout.close()
         self.errors.close()
 

@@ -338,6 +338,8 @@ class LlamaCpp(Engine):
         llama_cpp.llama_backend_init()
         path = os.path.join(folder, 'model.gguf')
         self.model = llama_cpp.llama_model_load_from_file(path.encode('utf-8'), llama_cpp.llama_model_default_params())
+        if not self.model:  # NULL, with which the other functions crash
+            raise RuntimeError('llama_model_load_from_file failed')
         self.contexts = {}
 
     def context(self, batch, n_prompt, length):
@@ -350,6 +352,8 @@ class LlamaCpp(Engine):
             params.n_threads = params.n_threads_batch = self.threads
             params.type_k = params.type_v = llama_cpp.GGML_TYPE_F32  # like the others; the default is half precision
             self.contexts[key] = llama_cpp.llama_init_from_model(self.model, params)
+            if not self.contexts[key]:
+                raise RuntimeError('llama_init_from_model failed')
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.contexts[key]), True)
         return self.contexts[key]
 

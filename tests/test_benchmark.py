@@ -1,9 +1,10 @@
-"""benchmarks/benchmark.py: workloads, the order of measurements, and the table. No engine runs."""
+"""benchmarks/benchmark.py: workloads, the order of measurements, crashes, and the table. No engine runs."""
 from collections import OrderedDict
 import os
 import subprocess
 import sys
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 
@@ -74,6 +75,33 @@ def test_base_of_is_ours_of_the_same_kind_in_the_same_python():
     assert benchmark.base_of(PEER, [FAST, PEER]) == FAST
     on_gpu = [FAST, SLOW, TF32, PEER_TF32, PEER_16]
     assert [benchmark.base_of(runner, on_gpu) for runner in on_gpu] == [None, FAST, FAST, TF32, FAST]
+
+
+ANSWER = 'echo \'{"result": [2, 100]}\''  # of a worker to "load", which is ignored, and to "burst"
+
+
+@pytest.mark.parametrize('script', ['read order', 'read order; %s; read order; exec <&-; %s' % (ANSWER, ANSWER)],
+                         ids=['during an order', 'between two orders'])
+def test_measure_goes_on_without_an_engine_that_crashes(script, tmp_path, capsys):
+    runners = []
+    for engine, lines in (('ours', 'while read order; do %s; done' % ANSWER),
+                          ('transformers', script + '; echo oops >&2; ulimit -c 0; kill -SEGV $$')):
+        (tmp_path / engine).write_text('#!/bin/sh\n' + lines)
+        (tmp_path / engine).chmod(0o700)
+        runners.append(Runner(engine, str(tmp_path / engine), engine))
+    bursts, options = {}, SimpleNamespace(device='cpu', threads=2, cache='/cache', rounds=2, quick=True)
+    benchmark.measure(runners, 'W1', Workload.parse('1x8'), '/models/117M', options, bursts)
+    assert bursts == {'ours': [(2, 100)] * 2, 'transformers': None}
+    assert 'transformers failed: status -11: oops\n' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('function', ['llama_model_load_from_file', 'llama_init_from_model'])
+def test_llama_cpp_passes_no_null_pointer_on(function, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'llama_cpp', mock.MagicMock(**{function + '.return_value': None}))
+    engine = engines.LlamaCpp(2, 'q8_0')
+    with pytest.raises(RuntimeError, match=function + ' failed'):
+        engine.prepare('folder')
+        engine.context(1, 1, 1)
 
 
 # On a GPU
