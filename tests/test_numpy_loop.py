@@ -94,11 +94,14 @@ def test_loop_rejects_tokens_and_draws_out_of_range(token, draws, message):
 
 @pytest.mark.parametrize('n_vocab', [1, 7, 256, 1733 * 29])
 def test_next_token_is_that_of_sample_py(sess, n_vocab):
-    """For logits that tie and that do not, every kind of filter, and draws from the first to the last number."""
+    """For logits that tie, at once or once they are scaled, and that do not; every kind of filter; and draws from the
+    first to the last number.
+    """
     random = np.random.RandomState(n_vocab)
     logits_BV = (3 * random.randn(12, n_vocab)).astype(np.float32)
     logits_BV[::2] = np.round(logits_BV[::2])  # many ties
     logits_BV[3] = 0
+    logits_BV[5], logits_BV[5, 0] = 1 + random.randint(0, 9, n_vocab) * 2.0 ** -23, 30
     draw_B = random.rand(12)
     draw_B[[0, 1, 2]] = 0, 1 - 2.0 ** -53, 0.5
     logits, draws = tf.placeholder(tf.float32, [None, n_vocab]), tf.placeholder(tf.float64, [None])

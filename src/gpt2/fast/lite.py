@@ -27,6 +27,7 @@ MAX_ROWS = 2 ** 12  # tokens of all texts that are computed at a time, so that a
 QUERIES_AT_A_TIME = 128
 ROWS_AT_A_TIME = 2 ** 6  # that are rounded, so that they stay in a processor's cache meanwhile
 MAX_FLOAT32_BYTES = 2 ** 31  # LiteRT keeps two copies of the weights, too much for 774M and 1558M in float32
+BYTES_OF_A_THREAD = 2 ** 20  # of the keys to attend to, from which on another thread saves time
 MAX_SCORES = 2 ** 24  # attention scores that are in memory at a time: 64 MB
 
 
@@ -137,7 +138,7 @@ def attend(q, k, v, mask):
 
 
 def written(hparams, read, precision):
-    """(content, embedding) of a file with attend(), and with the network in pieces, named by numbers.
+    """(content, embedding) of a file with the network in pieces, named by numbers.
 
     The pieces are what comes before the first attention, between two, and after the last. Each takes hidden states and
     what attention mixed, and returns the next hidden states, and queries, keys and values. The first takes, and
@@ -145,8 +146,6 @@ def written(hparams, read, precision):
     embedding: (values [V, D], scale [V]) of wte, the values in the content.  The arguments are those of Weights.
     """
     file, weights, width = File(litert()[1]), Weights(hparams, read, precision), hparams.n_embd
-    graph = Graph(file, 'attend')
-    graph.output('0', attend(*[graph.input(str(i), [None] * n_axes) for i, n_axes in enumerate((4, 4, 4, 2))]))
     for layer in range(hparams.n_layer + 1):
         graph = Graph(file, str(layer))
         hidden_RD = graph.input('0', [None, width])
@@ -175,6 +174,40 @@ class Piece(object):
         return [found[name] for name in sorted(found)]
 
 
+class Attention(object):
+    """attend() of arrays. They are copied straight to where LiteRT reads them, which a Piece would copy once more."""
+
+    def __init__(self):
+        file = File(litert()[1])
+        graph = Graph(file, 'attend')
+        graph.output('0', attend(*[graph.input(str(i), [None] * n_axes) for i, n_axes in enumerate((4, 4, 4, 2))]))
+        self.content, self.shapes = file.content(), None
+        self.interpreter = interpreter_of(self.content)
+        self.inputs = [entry['index'] for entry in self.interpreter.get_input_details()]
+        self.output, = [entry['index'] for entry in self.interpreter.get_output_details()]
+
+    def __call__(self, *arrays):
+        """What LiteRT has computed: it is to be copied, and not kept until the next call."""
+        shapes = [array.shape for array in arrays]
+        if shapes != self.shapes:
+            for number, shape in zip(self.inputs, shapes):
+                self.interpreter.resize_tensor_input(number, shape)
+            self.interpreter.allocate_tensors()
+            self.shapes = shapes
+        for number, array in zip(self.inputs, arrays):
+            self.interpreter.tensor(number)()[...] = array
+        self.interpreter.invoke()
+        return self.interpreter.tensor(self.output)()
+
+
+def interpreter_of(content):
+    """LiteRT's Interpreter of a file."""
+    with without_stderr():
+        interpreter = litert()[0](model_content=content, num_threads=process.n_cores())
+        interpreter.allocate_tensors()  # says that there is XNNPACK
+    return interpreter
+
+
 class Past(object):
     """The keys and values of the tokens so far: an array with room for n_positions of each text."""
 
@@ -199,11 +232,9 @@ class Network(object):
         self.hparams, self.lock = hparams, threading.Lock()
         content, self.wte = written(hparams, read, precision)
         self.wpe = read('model/wpe')
-        with without_stderr():
-            interpreter = litert()[0](model_content=content, num_threads=process.n_cores())
-            interpreter.allocate_tensors()  # says that there is XNNPACK
-        self.attend, *self.pieces = [Piece(interpreter.get_signature_runner(name))
-                                     for name in ['attend'] + [str(layer) for layer in range(hparams.n_layer + 1)]]
+        interpreter = interpreter_of(content)
+        self.pieces = [Piece(interpreter.get_signature_runner(str(i))) for i in range(hparams.n_layer + 1)]
+        self.attend, self.others = Attention(), futures.ThreadPoolExecutor(process.n_cores())
 
     def past(self, batch, n_positions):
         """An empty Past of batch texts."""
@@ -282,8 +313,7 @@ class Network(object):
         k_BHSK, v_BHSK = past.pairs[layer, ..., :past.n_seen, :]
         q_BHTK = np.divide(qkv[0], np.float32(math.sqrt(size)), order='C')
         if n_new == 1:
-            # In one thread: the threads of the pieces look for work for a while after each, and occupy the other cores.
-            return attend_one(q_BHTK, k_BHSK, v_BHSK).reshape(batch, -1)
+            return self.attend_one(q_BHTK, k_BHSK, v_BHSK).reshape(batch, -1)
         mixed_BTHK = np.empty([batch, n_new, n_head, size], np.float32)
         n_texts = max(1, MAX_SCORES // (n_head * QUERIES_AT_A_TIME * past.n_seen))
         for first_text in range(0, batch, n_texts):
@@ -291,10 +321,19 @@ class Network(object):
             for first in range(0, n_new, QUERIES_AT_A_TIME):
                 queries = slice(first, first + QUERIES_AT_A_TIME)
                 seen = slice(past.n_seen - n_new + queries.stop)
-                found_BHTK, = self.attend(q_BHTK[texts, :, queries], k_BHSK[texts, :, seen], v_BHSK[texts, :, seen],
-                                          mask_TS[queries, seen])
-                mixed_BTHK[texts, queries] = found_BHTK.swapaxes(1, 2)
+                mixed_BTHK[texts, queries] = self.attend(
+                    q_BHTK[texts, :, queries], k_BHSK[texts, :, seen], v_BHSK[texts, :, seen],
+                    mask_TS[queries, seen]).swapaxes(1, 2)
         return mixed_BTHK.reshape(-1, n_head * size)
+
+    def attend_one(self, *qkv):
+        """attend_one(), in as many threads as texts and their keys keep busy."""
+        batch, n_bytes = len(qkv[1]), qkv[1].nbytes
+        n = max(1, min(process.n_cores(), batch, n_bytes // BYTES_OF_A_THREAD))
+        ends = [batch * i // n for i in range(n + 1)]
+        parts = [[x[begin:end] for x in qkv] for begin, end in zip(ends, ends[1:])]
+        rest = [self.others.submit(attend_one, *part) for part in parts[1:]]
+        return np.concatenate([attend_one(*parts[0])] + [part.result() for part in rest])
 
 
 def in_parts(tokens_BT):

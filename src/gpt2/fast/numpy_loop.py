@@ -89,10 +89,11 @@ def next_token(logits_V, draw, temperature, top_k, top_p):
     """sample.next_tokens for one row: a number. draw: a number in [0, 1)."""
     if temperature == 0:
         return logits_V.argmax()
+    id_N = shortlist(logits_V, top_k)
     with np.errstate(over='ignore'):  # at a temperature near 0, -inf
-        scaled_V = (logits_V - logits_V.max()) / np.float32(max(temperature, 1e-30))
-    id_N = top_k_ids(scaled_V, top_k)
-    scaled_N = scaled_V[id_N].astype(np.float64)
+        scaled_N = (logits_V[id_N] - logits_V.max()) / np.float32(max(temperature, 1e-30))
+    is_kept_N = among_greatest(scaled_N, top_k)
+    id_N, scaled_N = id_N[is_kept_N], scaled_N[is_kept_N].astype(np.float64)
     if top_p < 1:
         sorted_N = np.sort(scaled_N)[::-1]
         probability_N = np.exp(sorted_N) / np.exp(sorted_N).sum()
@@ -120,10 +121,24 @@ def log_probabilities(logits_AV, token_A, n):
 
 def top_k_ids(logits_V, k):
     """The ids of the k greatest logits, and of those that tie with the k-th, in their order. k: 0 is all."""
+    id_N = shortlist(logits_V, k)
+    return id_N[among_greatest(logits_V[id_N], k)]
+
+
+def shortlist(logits_V, k):
+    """The ids of the k greatest logits, and of a few more, in their order; of all if k is 0.
+
+    Among them are all logits that differ from the k-th by rounding only, and may tie with it once they are scaled.
+    """
     n_vocab = len(logits_V)
     if not 0 < k < n_vocab:
         return np.arange(n_vocab)
     # The k-th greatest maximum of groups is a bound: k logits or more are as great, and few of the others.
-    bound = np.partition(logits_V.reshape(matmul.group_size(n_vocab, k), -1).max(axis=0), -k)[-k]
-    id_N = np.flatnonzero(logits_V >= bound)
-    return id_N[logits_V[id_N] >= np.partition(logits_V[id_N], -k)[-k]]
+    greatest_N = logits_V.reshape(matmul.group_size(n_vocab, k), -1).max(axis=0)
+    bound = np.partition(greatest_N, -k)[-k]
+    return np.flatnonzero(logits_V >= bound - np.float32(1e-6) * (greatest_N.max() - bound))
+
+
+def among_greatest(x_N, k):
+    """Which elements are among the k greatest, or tie with the k-th: a mask, or a slice of all. k: 0 is all."""
+    return x_N >= np.partition(x_N, -k)[-k] if 0 < k < len(x_N) else slice(None)
