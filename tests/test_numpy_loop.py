@@ -103,7 +103,7 @@ def test_next_token_is_that_of_sample_py(sess, n_vocab):
     logits_BV[3] = 0
     logits_BV[5], logits_BV[5, 0] = 1 + random.randint(0, 9, n_vocab) * 2.0 ** -23, 30
     draw_B = random.rand(12)
-    draw_B[[0, 1, 2]] = 0, 1 - 2.0 ** -53, 0.5
+    draw_B[[0, 1, 2, 5]] = 0, 1 - 2.0 ** -53, 0.5, 0.8
     logits, draws = tf.placeholder(tf.float32, [None, n_vocab]), tf.placeholder(tf.float64, [None])
     for temperature in (1, 0, 0.7, 3.5, 1e-3, 1e-30, 1e-300):
         for top_k, top_p in ((0, 1), (1, 1), (5, 1), (40, 0.9), (0, 0.5), (n_vocab, 0.3), (3, 1e-300), (0, 1 - 1e-16)):
