@@ -197,6 +197,24 @@ def test_states_are_the_same_bit_for_bit_however_a_prompt_is_divided(monkeypatch
 
 
 @with_lite
+@pytest.mark.parametrize('n_cores', [1, 2, 3, 9])
+def test_attention_of_a_token_is_the_same_in_any_number_of_threads(monkeypatch, n_cores):
+    """No more than there are texts; one for few bytes."""
+    hparams, parts = tiny.hparams(**HPARAMS), []
+    monkeypatch.setattr(lite, 'attend_one', lambda *qkv, real=lite.attend_one: (
+        parts.append((threading.get_ident(), len(qkv[0]))), real(*qkv))[1])
+    network = network_of(hparams, tiny.random_weights(hparams), 'float32')
+    q_BH1K, k_BHSK, v_BHSK = [random(i).randn(5, 2, n, 8).astype(np.float32) for i, n in enumerate((1, 30, 30))]
+    expected = network.attend_one(q_BH1K, k_BHSK, v_BHSK)
+    assert parts == [(threading.get_ident(), 5)]
+    monkeypatch.setattr(lite, 'BYTES_OF_A_THREAD', k_BHSK.nbytes // 4)
+    monkeypatch.setattr(lite.process, 'n_cores', lambda: n_cores)
+    np.testing.assert_array_equal(network.attend_one(q_BH1K, k_BHSK, v_BHSK), expected)
+    assert sorted(n for _, n in parts[1:]) == {1: [5], 2: [2, 3], 3: [1, 2, 2], 9: [1, 1, 1, 2]}[n_cores]
+    assert (len({thread for thread, _ in parts}) > 1) == (n_cores > 1)
+
+
+@with_lite
 def test_attention_computes_few_scores_at_a_time(monkeypatch):
     """Each block of queries meets the positions up to its last one, of as many texts as MAX_SCORES allows."""
     monkeypatch.setattr(lite, 'QUERIES_AT_A_TIME', 8)

@@ -2,12 +2,13 @@
 import numpy as np
 
 from gpt2.evaluation.batches import Predictions
-from gpt2.fast import matmul
+from gpt2.fast import matmul, numpy_loop
 import model
 from gpt2.system import process
 from gpt2.system.tf1 import batch_gather, tf
 
 MAX_LOGIT_ROWS = 512  # positions whose logits are in memory at the same time: 100 MB with the released vocabulary
+MAX_LITE_ROWS = 128  # as many for LiteRT, whose logits are copied: 26 MB partly stay in a processor's cache
 
 
 def scorer(sess, hparams, network=None):
@@ -17,8 +18,17 @@ def scorer(sess, hparams, network=None):
     first: index of the first token to score.
     network: a lite.Network. None: builds the model under 'model', or uses an existing one.
     """
-    run = by_position(sess, hparams, network, lambda logits_BNV, nats_BN, token_BN: [nats_BN])
+    if network:
+        return lambda ids, first=1: np.concatenate([
+            nats_in_numpy(*piece) for piece in logits_in_pieces(network, np.asarray(ids), first)], axis=1)
+    run = by_position(sess, hparams, None, lambda logits_BNV, nats_BN, token_BN: [nats_BN])
     return lambda ids, first=1: run(ids, first)[0]
+
+
+def nats_in_numpy(logits_BNV, token_BN):
+    """What tokens [B, N + 1] but the first cost to predict: float32 [B, N]. TensorFlow takes three times as long."""
+    total_BN = numpy_loop.log_totals(logits_BNV.reshape(-1, logits_BNV.shape[-1])).reshape(logits_BNV.shape[:2])
+    return total_BN - np.take_along_axis(logits_BNV, token_BN[:, 1:, None], axis=-1)[..., 0]
 
 
 def guesser(sess, hparams, excluded, network=None):
@@ -121,7 +131,7 @@ def logits_in_pieces(network, ids_BT, first=1):
     """
     n_batch, n_token = ids_BT.shape
     states_2BTD = network.states(ids_BT[:, :-1], network.past(n_batch, n_token - 1))
-    n_piece = max(1, MAX_LOGIT_ROWS // n_batch)
+    n_piece = max(1, MAX_LITE_ROWS // n_batch)
     for begin in range(first - 1, n_token - 1, n_piece):
         states_2BND = states_2BTD[:, :, begin:begin + n_piece]
         logits_RV = network.logits(states_2BND.reshape(2, -1, states_2BND.shape[-1]))

@@ -111,12 +111,20 @@ def log_probabilities(logits_AV, token_A, n):
     """
     if not n:
         return np.zeros(len(token_A)), np.zeros([len(token_A), 0]), np.zeros([len(token_A), 0])
-    logprob_AV = logits_AV - logits_AV.max(axis=-1, keepdims=True)
-    logprob_AV -= np.log(np.exp(logprob_AV).sum(axis=-1, keepdims=True))
-    id_AN = [id_N[np.argsort(-logprob_V[id_N], kind='stable')[:n]]
-             for id_N, logprob_V in zip([top_k_ids(logits_V, n) for logits_V in logits_AV], logprob_AV)]
-    return (np.take_along_axis(logprob_AV, token_A[:, None], axis=-1)[:, 0], np.array(id_AN),
-            np.take_along_axis(logprob_AV, np.array(id_AN), axis=-1))
+    total_A = log_totals(logits_AV)
+    id_AN = np.array([id_N[np.argsort(-logits_V[id_N], kind='stable')[:n]]
+                      for id_N, logits_V in zip([top_k_ids(logits_V, n) for logits_V in logits_AV], logits_AV)])
+    return (np.take_along_axis(logits_AV, token_A[:, None], axis=-1)[:, 0] - total_A, id_AN,
+            np.take_along_axis(logits_AV, id_AN, axis=-1) - total_A[:, None])
+
+
+def log_totals(logits_AV):
+    """The log of what the exponentials of each row's logits add up to: float32 [A]."""
+    total_A = np.empty(len(logits_AV), np.float32)
+    for row, logits_V in enumerate(logits_AV):  # one at a time, so that it stays in a processor's cache
+        greatest = logits_V.max()
+        total_A[row] = greatest + np.log(np.exp(logits_V - greatest).sum())
+    return total_A
 
 
 def top_k_ids(logits_V, k):
