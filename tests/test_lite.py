@@ -31,24 +31,23 @@ def random(seed=0):
 
 # Rounding
 
-@pytest.mark.parametrize('axis', [0, 1])
-def test_rounded_takes_the_nearest_of_255_steps(monkeypatch, axis):
-    """Some rows at a time."""
-    monkeypatch.setattr(lite, 'ROWS_AT_A_TIME', 7)
-    weight = random().randn(20, 50).astype(np.float32)
-    values, scales = lite.rounded(weight, axis)
-    assert values.dtype == np.int8 and (np.abs(values.astype(int)).max(axis=axis) == 127).all()
-    step = np.expand_dims(scales, axis)
-    assert (np.abs(values * step - weight) <= step / 2 * 1.0001).all()
+@pytest.mark.parametrize('order', ['C', 'F'])
+def test_rounded_takes_the_nearest_of_255_steps(monkeypatch, order):
+    """Some columns at a time, whichever numbers are side by side in memory."""
+    monkeypatch.setattr(lite, 'COLUMNS_AT_A_TIME', 7)
+    weight_NM = np.asarray(random().randn(50, 20), np.float32, order)
+    values_MN, scale_M = lite.rounded(weight_NM)
+    assert values_MN.dtype == np.int8 and (np.abs(values_MN.astype(int)).max(axis=1) == 127).all()
+    assert (np.abs(values_MN.T * scale_M - weight_NM) <= scale_M / 2 * 1.0001).all()
 
 
-def test_rounded_keeps_rows_of_zeros_and_of_one_huge_number():
-    weight_MN = np.zeros([3, 4], np.float32)
-    weight_MN[1, 2] = 3e38
-    weight_MN[2] = 1e-40  # denormal in float32
-    values_MN, scale_M = lite.rounded(weight_MN, 1)
-    np.testing.assert_allclose((values_MN * scale_M[:, None])[:2], weight_MN[:2], rtol=1e-6)
-    assert np.isfinite(values_MN * scale_M[:, None]).all() and (scale_M > 0).all()
+def test_rounded_keeps_columns_of_zeros_and_of_one_huge_number():
+    weight_NM = np.zeros([4, 3], np.float32)
+    weight_NM[2, 1] = 3e38
+    weight_NM[:, 2] = 1e-40  # denormal in float32
+    values_MN, scale_M = lite.rounded(weight_NM)
+    np.testing.assert_allclose((values_MN.T * scale_M)[:, :2], weight_NM[:, :2], rtol=1e-6)
+    assert np.isfinite(values_MN.T * scale_M).all() and (scale_M > 0).all()
 
 
 # A network
@@ -95,13 +94,15 @@ def test_piece_multiplies_as_integers_do(n_row):
     weights = tiny.random_weights(hparams)
     x_RD = (random().randn(n_row, 48) * 10.0 ** np.arange(-1, n_row - 1)[:, None].clip(-1, 3)).astype(np.float32)
     found_RN, = network_of(hparams, weights).pieces[0](x_RD)
-    normal_RD = reference.layer_norm(weights, 'model/h0/ln_1/', x_RD.astype(float))
-    rounded = rounded_weights(weights)
-    expected_RN = reference.linear(rounded, 'model/h0/attn/c_attn/', rounded_rows(normal_RD))
-    exact_RN = reference.linear(rounded, 'model/h0/attn/c_attn/', normal_RD)
+    bias_D, rounded = weights['model/h0/ln_1/b'], rounded_weights(weights)
+    scaled_RD = reference.layer_norm(weights, 'model/h0/ln_1/', x_RD.astype(float)) - bias_D
+    rest_N = bias_D @ weights['model/h0/attn/c_attn/w'][0]  # of the layer norm's bias; neither of them is rounded
+    divisor_N = np.repeat([4, 1, 1], 48)  # of queries
+    expected_RN, exact_RN = [(reference.linear(rounded, 'model/h0/attn/c_attn/', x_RD) + rest_N) / divisor_N
+                             for x_RD in (rounded_rows(scaled_RD), scaled_RD)]
     assert np.abs(found_RN - exact_RN).max() > 1e-3, 'the rows are rounded'
     # Where a number is between two steps, a float32 may be rounded the other way: one step of one number.
-    one_step_R1 = np.ptp(normal_RD, axis=1, keepdims=True) / 255 * np.abs(rounded['model/h0/attn/c_attn/w']).max()
+    one_step_R1 = np.ptp(scaled_RD, axis=1, keepdims=True) / 255 * np.abs(rounded['model/h0/attn/c_attn/w']).max()
     difference_RN = np.abs(found_RN - expected_RN)
     assert (difference_RN < 1.01 * one_step_R1).all() and np.median(difference_RN) < 1e-5
 
@@ -208,7 +209,7 @@ def test_attention_of_a_token_is_the_same_in_any_number_of_threads(monkeypatch, 
     expected = network.attend_one(q_BH1K, k_BHSK, v_BHSK)
     assert parts == [(threading.get_ident(), 5)]
     monkeypatch.setattr(lite, 'BYTES_OF_A_THREAD', k_BHSK.nbytes // 4)
-    monkeypatch.setattr(lite.process, 'n_cores', lambda: n_cores)
+    network.n_threads = n_cores
     np.testing.assert_array_equal(network.attend_one(q_BH1K, k_BHSK, v_BHSK), expected)
     assert sorted(n for _, n in parts[1:]) == {1: [5], 2: [2, 3], 3: [1, 2, 2], 9: [1, 1, 1, 2]}[n_cores]
     assert (len({thread for thread, _ in parts}) > 1) == (n_cores > 1)
@@ -315,13 +316,13 @@ def test_layers_share_their_threads():
 @with_lite
 @pytest.mark.parametrize('precision', ['float32', 'int8'])
 def test_network_has_no_operations_for_biases_and_one_for_gelu(precision):
-    """The additions are those of the residual stream, and two in each layer norm."""
+    """The additions are those of the residual stream, and one in each layer norm."""
     hparams = tiny.hparams()
     content, _ = lite.written(hparams, tiny.random_weights(hparams).__getitem__, precision)
     file, kind = litert()[1].ModelT.InitFromPackedBuf(content, 0), litert()[1].BuiltinOperator
     between = file.subgraphs[2]  # attention is the first
     found = Counter(file.operatorCodes[operator.opcodeIndex].builtinCode for operator in between.operators)
-    assert (found[kind.FULLY_CONNECTED], found[kind.GELU], found[kind.ADD]) == (4, 1, 6)
+    assert (found[kind.FULLY_CONNECTED], found[kind.GELU], found[kind.ADD]) == (4, 1, 4)
 
 
 @with_lite

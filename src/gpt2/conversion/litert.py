@@ -1,6 +1,4 @@
 """A model as one file for LiteRT, which phones, browsers and small computers run. Its matrices have 8 bits."""
-import math
-
 import numpy as np
 
 from gpt2 import checkpoint
@@ -34,7 +32,7 @@ def written(hparams, read):
     token_1T = graph.input('tokens', [1, None], np.int32)
     past = graph.input('past', [hparams.n_layer, 2, hparams.n_head, None, size])
     n_past = graph.input('n_past', [], np.int32)
-    values_VD, scale_V = network.matrices['model/wte']
+    values_VD, scale_V, _ = network.matrices['model/wte']
     token_T = token_1T.reshape([None])
     position_T = numbered(token_T) + n_past
     embedded_TD = graph.add('CAST', graph.take(values_VD, token_T), dtype=np.float32)
@@ -53,8 +51,7 @@ def written(hparams, read):
         qkv = graph.add('TRANSPOSE', qkv_TN, np.int32([1, 2, 0, 3]), shape=[3, hparams.n_head, None, size])
         present.append(graph.take(qkv, np.int32([1, 2])))
         both = graph.add('CONCATENATION', graph.take(past, layer), present[-1], axis=2)
-        mixed_HTK = lite.attend(graph.take(qkv, 0) * (1 / math.sqrt(size)), graph.take(both, 0), graph.take(both, 1),
-                                mask_TN)
+        mixed_HTK = lite.attend(graph.take(qkv, 0), graph.take(both, 0), graph.take(both, 1), mask_TN)
         mixed_THK = graph.add('TRANSPOSE', mixed_HTK, np.int32([1, 0, 2]), shape=[None, hparams.n_head, size])
         hidden_TD = network.after_attention(hidden_TD, mixed_THK.reshape([None, hparams.n_embd]), layer)
     last_1D = graph.add('STRIDED_SLICE', hidden_TD, np.int32([-1, 0]), np.int32([0, 0]), np.int32([1, 1]),

@@ -25,7 +25,7 @@ MAX_ROWS = 2 ** 12  # tokens of all texts that are computed at a time, so that a
 # So that few scores are computed only to be masked. Where a prompt is divided, it is at multiples of this number, since
 # sums over other numbers of positions are rounded differently.
 QUERIES_AT_A_TIME = 128
-ROWS_AT_A_TIME = 2 ** 6  # that are rounded, so that they stay in a processor's cache meanwhile
+COLUMNS_AT_A_TIME = 2 ** 6  # that are rounded, so that they stay in a processor's cache meanwhile
 MAX_FLOAT32_BYTES = 2 ** 31  # LiteRT keeps two copies of the weights, too much for 774M and 1558M in float32
 BYTES_OF_A_THREAD = 2 ** 20  # of the keys to attend to, from which on another thread saves time
 MAX_SCORES = 2 ** 24  # attention scores that are in memory at a time: 64 MB
@@ -47,20 +47,22 @@ def is_for(precision, hparams):
 
 # Rounding
 
-def rounded(weight_MN, axis):
-    """(int8 values [M, N], scales) of a float32 matrix: the largest magnitude along an axis becomes 127."""
-    magnitude = np.maximum(weight_MN.max(axis, keepdims=True), -weight_MN.min(axis, keepdims=True))
-    scale = np.where(magnitude > 0, magnitude, 1).astype(np.float32) / np.float32(127)
-    scale_MN, values_MN = np.broadcast_to(scale, weight_MN.shape), np.empty(weight_MN.shape, np.int8)
-    for first in range(0, len(weight_MN), ROWS_AT_A_TIME):
-        rows = slice(first, first + ROWS_AT_A_TIME)
-        values_MN[rows] = np.rint(weight_MN[rows] / scale_MN[rows])
-    return values_MN, scale.ravel()
+def rounded(weight_NM):
+    """(int8 values [M, N], scale [M]) of a float32 matrix: the largest magnitude of each column becomes 127."""
+    magnitude_M = np.maximum(weight_NM.max(axis=0), -weight_NM.min(axis=0))
+    scale_M = np.where(magnitude_M > 0, magnitude_M, 1).astype(np.float32) / np.float32(127)
+    values_MN = np.empty(weight_NM.shape[::-1], np.int8)
+    for first in range(0, len(scale_M), COLUMNS_AT_A_TIME):
+        columns = slice(first, first + COLUMNS_AT_A_TIME)
+        values_MN[columns] = np.rint(weight_NM[:, columns] / scale_M[columns]).T
+    return values_MN, scale_M
 
 
 # The network, in LiteRT's operations
 
-MATRICES = {'attn/c_attn': (1, 3), 'attn/c_proj': (1, 1), 'mlp/c_fc': (1, 4), 'mlp/c_proj': (4, 1)}  # of a block, in D
+# The matrices of a block: their inputs and outputs, in widths, and the layer norm before them
+MATRICES = {'attn/c_attn': (1, 3, 'ln_1'), 'attn/c_proj': (1, 1, None), 'mlp/c_fc': (1, 4, 'ln_2'),
+            'mlp/c_proj': (4, 1, None)}
 
 
 def weight_shapes(hparams):
@@ -68,7 +70,7 @@ def weight_shapes(hparams):
     width = hparams.n_embd
     shapes = {'model/wte': [hparams.n_vocab, width], 'model/wpe': [hparams.n_ctx, width]}
     for block in ['model/h%d/' % layer for layer in range(hparams.n_layer)]:
-        for name, (n_in, n_out) in MATRICES.items():
+        for name, (n_in, n_out, _) in MATRICES.items():
             shapes.update({block + name + '/w': [1, n_in * width, n_out * width], block + name + '/b': [n_out * width]})
         shapes.update({block + norm: [width] for norm in ('ln_1/g', 'ln_1/b', 'ln_2/g', 'ln_2/b')})
     return dict(shapes, **{'model/ln_f/g': [width], 'model/ln_f/b': [width]})
@@ -78,41 +80,47 @@ class Weights(object):
     """What a network is written with.
 
     read: function from a variable's name to its float32 array, for several threads.  precision: float32 or int8.
-    matrices: {name: (values [M, N], scale [M])}, each as it is multiplied; in float32 the scale is 1.
+    matrices: {name: (values [M, N], scale [M], bias [M])}, each as it is multiplied; in float32 the scale is 1. The
+        bias of a layer norm before a matrix is a part of the matrix's, which saves an operation, and queries are
+        divided by sqrt(K) already.
     """
 
     def __init__(self, hparams, read, precision):
         self.hparams, self.read, self.precision = hparams, read, precision
-        names = ['model/wte'] + ['model/h%d/%s/w' % (layer, name) for layer in range(hparams.n_layer)
-                                 for name in MATRICES]
+        blocks = ['model/h%d/' % layer for layer in range(hparams.n_layer)]
+        given = [('model/wte', 'model/ln_f')] + [
+            (block + name, norm and block + norm) for block in blocks for name, (_, _, norm) in MATRICES.items()]
         with futures.ThreadPoolExecutor(process.n_cores()) as pool:
-            self.matrices = dict(zip(names, pool.map(self.matrix, names)))
+            self.matrices = dict(zip([name for name, _ in given], pool.map(self.matrix, *zip(*given))))
 
-    def matrix(self, name):
-        weight = self.read(name)
-        is_embedding = weight.ndim == 2  # its rows are the columns of the product
-        values = weight if is_embedding else weight[0]
-        scale_M = np.ones(values.shape[0 if is_embedding else 1], np.float32)
+    def matrix(self, name, norm):
+        """One of `matrices`. norm: the name of the layer norm before it, or None."""
+        if name == 'model/wte':
+            weight_NM, bias_M = self.read(name).T, np.zeros(self.hparams.n_vocab, np.float32)
+        else:
+            weight_NM, bias_M = self.read(name + '/w')[0], self.read(name + '/b')
+        if norm:
+            bias_M = bias_M + self.read(norm + '/b') @ weight_NM
+        if name.endswith('/c_attn'):
+            width = self.hparams.n_embd
+            divisor_M = np.repeat(np.float32([math.sqrt(width // self.hparams.n_head), 1, 1]), width)
+            weight_NM, bias_M = weight_NM / divisor_M, bias_M / divisor_M
         if self.precision == 'int8':
-            values, scale_M = rounded(values, 1 if is_embedding else 0)
-        return np.ascontiguousarray(values if is_embedding else values.T), scale_M
+            return rounded(weight_NM) + (bias_M,)
+        return np.ascontiguousarray(weight_NM.T), np.ones(len(bias_M), np.float32), bias_M
 
     def normal(self, x_RD, name):
-        """model.layer_norm."""
+        """model.layer_norm without its bias."""
         centred_RD = x_RD - x_RD.mean()
         variance_R1 = (centred_RD * centred_RD).mean()
-        scaled_RD = centred_RD * x_RD.graph.add('RSQRT', variance_R1 + 1e-5)
-        return scaled_RD * self.read(name + '/g') + self.read(name + '/b')
+        return centred_RD * x_RD.graph.add('RSQRT', variance_R1 + 1e-5) * self.read(name + '/g')
 
     def linear(self, x_RN, name):
         """model.linear."""
-        return self.product(x_RN, name + '/w', self.read(name + '/b'))
-
-    def product(self, x_RN, name, bias_M=None):
-        values_MN, scale_M = self.matrices[name]
+        values_MN, scale_M, bias_M = self.matrices[name]
         is_rounded = self.precision == 'int8'
-        constant = x_RN.graph.constant(values_MN, scale_M if is_rounded else None)
-        return x_RN.graph.add('FULLY_CONNECTED', x_RN, constant, bias_M, shape=x_RN.shape[:-1] + [len(values_MN)],
+        matrix = x_RN.graph.constant(values_MN, scale_M if is_rounded else None)
+        return x_RN.graph.add('FULLY_CONNECTED', x_RN, matrix, bias_M, shape=x_RN.shape[:-1] + [len(values_MN)],
                               asymmetricQuantizeInputs=is_rounded)
 
     def before_attention(self, hidden_RD, layer):
@@ -128,7 +136,7 @@ class Weights(object):
 
     def logits(self, hidden_RD):
         """model.unembed, of the last block's output: [R, V]."""
-        return self.product(self.normal(hidden_RD, 'model/ln_f'), 'model/wte')
+        return self.linear(self.normal(hidden_RD, 'model/ln_f'), 'model/wte')
 
 
 def attend(q, k, v, mask):
@@ -157,7 +165,7 @@ def written(hparams, read, precision):
             outputs = [hidden_RD] * (layer > 0) + [weights.before_attention(hidden_RD, layer)]
         for i, output in enumerate(outputs):
             graph.output(str(i), output)
-    content, (values_VD, scale_V) = file.content(), weights.matrices['model/wte']
+    content, (values_VD, scale_V, _) = file.content(), weights.matrices['model/wte']
     return content, (np.ndarray(values_VD.shape, values_VD.dtype, content, file.offset(values_VD)), scale_V)
 
 
@@ -234,7 +242,8 @@ class Network(object):
         self.wpe = read('model/wpe')
         interpreter = interpreter_of(content)
         self.pieces = [Piece(interpreter.get_signature_runner(str(i))) for i in range(hparams.n_layer + 1)]
-        self.attend, self.others = Attention(), futures.ThreadPoolExecutor(process.n_cores())
+        self.attend, self.n_threads = Attention(), process.n_cores()
+        self.others = futures.ThreadPoolExecutor(self.n_threads)
 
     def past(self, batch, n_positions):
         """An empty Past of batch texts."""
@@ -311,9 +320,8 @@ class Network(object):
         qkv = qkv_RN.reshape(batch, n_new, 3, n_head, size).transpose(2, 0, 3, 1, 4)
         past.pairs[layer, ..., past.n_seen - n_new:past.n_seen, :] = qkv[1:]
         k_BHSK, v_BHSK = past.pairs[layer, ..., :past.n_seen, :]
-        q_BHTK = np.divide(qkv[0], np.float32(math.sqrt(size)), order='C')
         if n_new == 1:
-            return self.attend_one(q_BHTK, k_BHSK, v_BHSK).reshape(batch, -1)
+            return self.attend_one(qkv[0], k_BHSK, v_BHSK).reshape(batch, -1)
         mixed_BTHK = np.empty([batch, n_new, n_head, size], np.float32)
         n_texts = max(1, MAX_SCORES // (n_head * QUERIES_AT_A_TIME * past.n_seen))
         for first_text in range(0, batch, n_texts):
@@ -322,15 +330,17 @@ class Network(object):
                 queries = slice(first, first + QUERIES_AT_A_TIME)
                 seen = slice(past.n_seen - n_new + queries.stop)
                 mixed_BTHK[texts, queries] = self.attend(
-                    q_BHTK[texts, :, queries], k_BHSK[texts, :, seen], v_BHSK[texts, :, seen],
+                    qkv[0][texts, :, queries], k_BHSK[texts, :, seen], v_BHSK[texts, :, seen],
                     mask_TS[queries, seen]).swapaxes(1, 2)
         return mixed_BTHK.reshape(-1, n_head * size)
 
     def attend_one(self, *qkv):
         """attend_one(), in as many threads as texts and their keys keep busy."""
-        batch, n_bytes = len(qkv[1]), qkv[1].nbytes
-        n = max(1, min(process.n_cores(), batch, n_bytes // BYTES_OF_A_THREAD))
-        ends = [batch * i // n for i in range(n + 1)]
+        _, k_BHSK, _ = qkv
+        n = min(self.n_threads, len(k_BHSK), k_BHSK.nbytes // BYTES_OF_A_THREAD)
+        if n < 2:
+            return attend_one(*qkv)
+        ends = [len(k_BHSK) * i // n for i in range(n + 1)]
         parts = [[x[begin:end] for x in qkv] for begin, end in zip(ends, ends[1:])]
         rest = [self.others.submit(attend_one, *part) for part in parts[1:]]
         return np.concatenate([attend_one(*parts[0])] + [part.result() for part in rest])
