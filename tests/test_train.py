@@ -238,8 +238,8 @@ def test_loss_and_gradients_in_bfloat16_round_products_only(sess):
 
 def test_precision_bfloat16_is_refused_on_tensorflow_1_12(models_dir, monkeypatch):
     """In one line, before anything is written."""
-    monkeypatch.delattr(tf, 'disable_v2_behavior', raising=False)
-    with pytest.raises(ValueError, match='TensorFlow .* bfloat16; leave out --precision, or use TensorFlow 2.x'):
+    monkeypatch.setattr(train, 'tf', SimpleNamespace(__version__='1.12.0'))
+    with pytest.raises(ValueError, match='TensorFlow 1.12.0 .* bfloat16; leave out --precision, or use TensorFlow 2.x'):
         train.train(**flags_of(models_dir, 'refused', precision='bfloat16'))
     assert not os.path.exists(os.path.join(models_dir, 'refused'))
 
