@@ -1,9 +1,11 @@
 """tf1.py: when TensorFlow is imported, and what becomes of a program that imports it itself."""
+import ctypes
+import os
 import sys
 
 import pytest
 
-from gpt2.system.tf1 import tf
+from gpt2.system.tf1 import may_have_gpu, tf
 from helpers.paths import SRC
 from helpers.processes import environment, finished
 
@@ -63,3 +65,14 @@ except ValueError as error:
     print(error)
 print(tensorflow.executing_eagerly())
 """) == ['out', 'of', 'memory;', 'take', 'less', 'True']
+
+
+@pytest.mark.skipif(not sys.platform.startswith('linux') or os.path.exists('/dev/kfd'), reason="for NVIDIA's on Linux")
+@pytest.mark.parametrize('visible, expected', [(None, True), ('0', True), ('', False), ('-1', False)])
+def test_may_have_gpu_sees_that_all_are_hidden(monkeypatch, visible, expected):
+    """As our error for 8-bit weights advises; the processor then samples without TensorFlow."""
+    monkeypatch.setattr(ctypes, 'CDLL', lambda name: name)  # the driver is there
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    if visible is not None:
+        monkeypatch.setenv('CUDA_VISIBLE_DEVICES', visible)
+    assert may_have_gpu() == expected

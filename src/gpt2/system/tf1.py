@@ -102,9 +102,11 @@ def is_tensor(x):
 
 
 def may_have_gpu():
-    """False where TensorFlow would find no GPU, since its driver is missing; it need not be asked then."""
+    """False where TensorFlow would find no GPU: its driver is missing, or it is hidden. It need not be asked then."""
     if not sys.platform.startswith('linux') or os.path.exists('/dev/kfd'):  # AMD's driver
         return True
+    if os.environ.get('CUDA_VISIBLE_DEVICES') in ('', '-1'):
+        return False
     try:
         return bool(ctypes.CDLL('libcuda.so.1'))
     except OSError:
