@@ -16,6 +16,7 @@ if __name__ == '__main__':
     process.set_up()  # before the imports below: they are slow, and one may fail
 
 import contextlib
+import importlib.util
 import re
 from types import SimpleNamespace
 
@@ -98,7 +99,10 @@ def train(data: str, run_name: str, *, valid: str = None, model_name: str = None
 
 
 def check(options):
-    """Raises ValueError for flags out of range or in conflict with each other, FileNotFoundError for missing text."""
+    """Raises ValueError for flags out of range or in conflict with each other, FileNotFoundError for missing text.
+
+    And ImportError if there is no TensorFlow.
+    """
     for names, accepted, is_accepted in RANGES:
         for name in names:
             if not is_accepted(getattr(options, name)):
@@ -118,6 +122,8 @@ def check(options):
     if options.model_name is None and not is_complete:
         raise ValueError('give --model_name to fine-tune a model, or --hparams and either --vocab or --vocab_size to '
                          'train one from scratch')
+    if not importlib.util.find_spec('tensorflow'):  # before the text is encoded, which may take an hour
+        raise ImportError("No module named 'tensorflow'")
     corpus.find_files(options.data)
     if options.valid is not None:
         corpus.find_files(options.valid)

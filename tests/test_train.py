@@ -8,6 +8,7 @@ import random
 import re
 import shutil
 import signal
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -237,9 +238,16 @@ def test_loss_and_gradients_in_bfloat16_round_products_only(sess):
 
 def test_precision_bfloat16_is_refused_on_tensorflow_1_12(models_dir, monkeypatch):
     """In one line, before anything is written."""
-    monkeypatch.delattr(tf, 'disable_v2_behavior', raising=False)
-    with pytest.raises(ValueError, match='TensorFlow .* bfloat16; leave out --precision, or use TensorFlow 2.x'):
+    monkeypatch.setattr(train, 'tf', SimpleNamespace(__version__='1.12.0'))
+    with pytest.raises(ValueError, match='TensorFlow 1.12.0 .* bfloat16; leave out --precision, or use TensorFlow 2.x'):
         train.train(**flags_of(models_dir, 'refused', precision='bfloat16'))
+    assert not os.path.exists(os.path.join(models_dir, 'refused'))
+
+
+def test_train_notices_that_there_is_no_tensorflow_before_it_prepares_the_folder(models_dir, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'tensorflow', None)  # which is how Python notes a module that is not to be found
+    with pytest.raises(ImportError, match="^No module named 'tensorflow'$"):
+        train.train(**flags_of(models_dir, 'refused'))
     assert not os.path.exists(os.path.join(models_dir, 'refused'))
 
 

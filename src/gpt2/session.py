@@ -73,6 +73,5 @@ def out_of_memory(remedy):
 
 def memory_errors():
     """The types of the errors that may say that memory has run out, without importing TensorFlow for its own."""
-    if 'tensorflow' not in sys.modules:
-        return MemoryError, OSError
-    return MemoryError, OSError, tf.errors.ResourceExhaustedError
+    errors = getattr(sys.modules.get('tensorflow'), 'errors', None)
+    return (MemoryError, OSError) + ((errors.ResourceExhaustedError,) if errors else ())

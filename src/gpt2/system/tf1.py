@@ -49,9 +49,9 @@ def without_stderr():
 def _import_tensorflow():
     gc.disable()  # garbage collection would take a sixth of the time: the import makes a million objects that stay
     try:
-        import tensorflow.compat.v1 as tensorflow
-    except ImportError:  # 1.12 is graph mode already, and its tf.compat has no v1
-        import tensorflow
+        import tensorflow  # first, so that this waits if another thread is importing it
+        with contextlib.suppress(ImportError):  # 1.12 is graph mode already, and its tf.compat has no v1
+            import tensorflow.compat.v1 as tensorflow
     except TypeError as error:
         if sys.flags.optimize < 2:
             raise
@@ -92,17 +92,21 @@ class _Module(types.ModuleType):
 
 
 tf = _Module('tensorflow')
+if 'tensorflow' in sys.modules:
+    _tensorflow()  # a program that has imported it may rely on graph mode from here on
 
 
 def is_tensor(x):
-    """Whether x is a tensor. Before TensorFlow is imported there is none."""
-    return 'tensorflow' in sys.modules and isinstance(x, tf.Tensor)
+    """Whether x is a tensor. This neither imports TensorFlow nor ends the eager mode of a program that has."""
+    return isinstance(x, getattr(sys.modules.get('tensorflow'), 'Tensor', ()))
 
 
 def may_have_gpu():
-    """False where TensorFlow would find no GPU, since its driver is missing; it need not be asked then."""
+    """False where TensorFlow would find no GPU: its driver is missing, or it is hidden. It need not be asked then."""
     if not sys.platform.startswith('linux') or os.path.exists('/dev/kfd'):  # AMD's driver
         return True
+    if os.environ.get('CUDA_VISIBLE_DEVICES') in ('', '-1'):
+        return False
     try:
         return bool(ctypes.CDLL('libcuda.so.1'))
     except OSError:
