@@ -167,6 +167,44 @@ def test_scorer_gives_the_loss_of_each_token(sess, rows, monkeypatch):
         assert np.array_equal(allowed, np.array(few)[logits_BTV[:, first - 1:, few].argmax(axis=-1)])
 
 
+class Exact(object):
+    """In the place of a lite.Network: the network of the paper. Its states are logits."""
+
+    def __init__(self, weights, n_head):
+        self.weights, self.n_head, self.n_rows = weights, n_head, []
+
+    def past(self, batch, n_positions):
+        return None
+
+    def states(self, tokens_BT, past):
+        return np.stack([reference.forward(self.weights, tokens_BT, self.n_head)[0]] * 2)
+
+    def logits(self, states_2RV):
+        self.n_rows.append(states_2RV.shape[1])
+        return states_2RV[0].astype(np.float32)
+
+
+@pytest.mark.parametrize('rows', [1, 4, 5, 1000])
+def test_scorer_gives_the_loss_of_each_token_by_a_network_without_a_graph(sess, rows, monkeypatch):
+    """Some rows of logits at a time, but at least one of each text."""
+    from helpers import tiny
+    monkeypatch.setattr(scorer, 'MAX_LITE_ROWS', rows)
+    hparams = tiny.hparams(n_layer=1)
+    network = Exact(tiny.random_weights(hparams), hparams.n_head)
+    score, guess = scorer.scorer(None, hparams, network), scorer.guesser(sess, hparams, [0], network)
+    for n_batch, n_token, first in ((1, 2, 1), (3, 7, 1), (2, 9, 4), (2, 9, 8), (1, hparams.n_ctx + 1, 20)):
+        ids = np.random.RandomState(0).randint(hparams.n_vocab, size=[n_batch, n_token])
+        logits_BTV = reference.forward(network.weights, ids[:, :-1], hparams.n_head)[0]
+        expected = numpy_losses(logits_BTV, ids)[:, first - 1:]
+        np.testing.assert_allclose(score(ids, first), expected, rtol=1e-5, atol=1e-6)
+        nats, top, _ = guess(ids, first)
+        np.testing.assert_allclose(nats, expected, rtol=1e-5, atol=1e-6)
+        assert np.array_equal(top, logits_BTV[:, first - 1:].argmax(axis=-1))
+        assert 0 < min(network.n_rows) and max(network.n_rows) <= max(rows, n_batch)
+        assert sum(network.n_rows) == 2 * expected.size
+        del network.n_rows[:]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('rows', [1, 5, 1000])
 @pytest.mark.parametrize('n_top', [0, 5, 100])

@@ -1,10 +1,12 @@
 """lite.py: products and networks against NumPy, in 8 bits with the same rounded weights, and errors."""
 from collections import Counter
 import functools
+import gc
 import os
 import shutil
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -170,15 +172,15 @@ def test_last_states_are_those_of_each_texts_last_token(monkeypatch):
     monkeypatch.setattr(lite, 'MAX_ROWS', 6)
     hparams, n_rows = tiny.hparams(**HPARAMS), []
     network = network_of(hparams, tiny.random_weights(hparams), 'float32')
-    fed = [random(n).randint(0, 256, [batch, n]) for batch, n in ((2, 9), (3, 1), (1, 4), (2, 5))]
+    fed = [random(n).randint(0, 256, [batch, n]) for batch, n in ((2, 8), (3, 1), (1, 4), (2, 5))]
     pasts = [network.past(*ids.shape) for ids in fed]
     next_states = network.next_states
     network.next_states = lambda fed, pasts: (n_rows.append(sum(ids.size for ids in fed)), next_states(fed, pasts))[1]
     found_2AD = network.last_states(fed, pasts)
-    assert n_rows == [8, 8, 8, 5, 6]  # at least QUERIES_AT_A_TIME of each text; the last parts together
+    assert n_rows == [8, 8, 8, 3, 6]  # at least QUERIES_AT_A_TIME of each text; the last parts together
     expected = [network.states(ids, network.past(*ids.shape))[:, :, -1] for ids in fed]
     np.testing.assert_allclose(found_2AD, np.concatenate(expected, axis=1), rtol=0, atol=1e-5)
-    assert [past.n_seen for past in pasts] == [9, 1, 4, 5]
+    assert [past.n_seen for past in pasts] == [8, 1, 4, 5]
 
 
 @with_lite
@@ -198,9 +200,10 @@ def test_states_are_the_same_bit_for_bit_however_a_prompt_is_divided(monkeypatch
 
 
 @with_lite
-@pytest.mark.parametrize('n_cores', [1, 2, 3, 9])
-def test_attention_of_a_token_is_the_same_in_any_number_of_threads(monkeypatch, n_cores):
-    """No more than there are texts; one for few bytes."""
+@pytest.mark.parametrize('n_cores, n_large, n_texts', [
+    (1, 4, [5]), (2, 4, [2, 3]), (3, 4, [1, 2, 2]), (9, 4, [1, 1, 1, 2]), (9, 3, [1, 2, 2]), (9, 8, [1] * 5)])
+def test_attention_of_a_token_is_the_same_in_any_number_of_threads(monkeypatch, n_cores, n_large, n_texts):
+    """No more than there are texts, or parts of the keys that are large enough; one for few bytes."""
     hparams, parts = tiny.hparams(**HPARAMS), []
     monkeypatch.setattr(lite, 'attend_one', lambda *qkv, real=lite.attend_one: (
         parts.append((threading.get_ident(), len(qkv[0]))), real(*qkv))[1])
@@ -208,11 +211,18 @@ def test_attention_of_a_token_is_the_same_in_any_number_of_threads(monkeypatch, 
     q_BH1K, k_BHSK, v_BHSK = [random(i).randn(5, 2, n, 8).astype(np.float32) for i, n in enumerate((1, 30, 30))]
     expected = network.attend_one(q_BH1K, k_BHSK, v_BHSK)
     assert parts == [(threading.get_ident(), 5)]
-    monkeypatch.setattr(lite, 'BYTES_OF_A_THREAD', k_BHSK.nbytes // 4)
+    monkeypatch.setattr(lite, 'BYTES_OF_A_THREAD', k_BHSK.nbytes // n_large)
     network.n_threads = n_cores
     np.testing.assert_array_equal(network.attend_one(q_BH1K, k_BHSK, v_BHSK), expected)
-    assert sorted(n for _, n in parts[1:]) == {1: [5], 2: [2, 3], 3: [1, 2, 2], 9: [1, 1, 1, 2]}[n_cores]
+    assert sorted(n for _, n in parts[1:]) == n_texts
     assert (len({thread for thread, _ in parts}) > 1) == (n_cores > 1)
+
+
+def test_attention_of_a_token_to_one_position_alone():
+    """Whose score exceeds the logarithm of what a float32 can hold."""
+    k_BHSK, v_BHSK = np.eye(3, 4, dtype=np.float32)[None, None], np.float32([[[[1, 2], [3, 4], [5, 6]]]])
+    found_BH1K = lite.attend_one(np.float32([[[[0, 100, 0, 0]]]]), k_BHSK, v_BHSK)
+    np.testing.assert_array_equal(found_BH1K, [[[[3, 4]]]])
 
 
 @with_lite
@@ -300,6 +310,28 @@ def test_networks_compute_side_by_side_in_threads():
 
 
 @with_lite
+def test_network_computes_for_one_thread_at_a_time():
+    """LiteRT would mix up the numbers of two."""
+    hparams, inside, seen = tiny.hparams(**HPARAMS), [], []
+    network = network_of(hparams, tiny.random_weights(hparams))
+
+    def slowly(piece, *arrays):
+        inside.append(1)
+        time.sleep(0.005)
+        seen.append(len(inside))
+        inside.pop()
+        return piece(*arrays)
+
+    network.pieces = [functools.partial(slowly, piece) for piece in network.pieces]
+    threads = [threading.Thread(target=logits_of, args=(network, np.zeros([1, 5], int))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [1] * 6
+
+
+@with_lite
 @pytest.mark.skipif(not os.path.isdir('/proc/self/task'), reason='only Linux lists threads in /proc')
 def test_layers_share_their_threads():
     """Those of another layer would still look for work, and occupy the cores."""
@@ -311,6 +343,29 @@ def test_layers_share_their_threads():
         logits_of(networks[-1], np.zeros([1, 5], int))
         n_threads.append(len(os.listdir('/proc/self/task')) - before)
     assert n_threads[0] == n_threads[1]
+
+
+@with_lite
+@pytest.mark.skipif(not os.path.isdir('/proc/self/task'), reason='only Linux lists threads in /proc')
+def test_network_has_a_thread_for_each_core(monkeypatch):
+    """Both for attention and for the rest, which compute in turns; and weights are read in several."""
+    hparams, found, readers = tiny.hparams(), [], set()
+    weights, networks = tiny.random_weights(hparams), []
+    gc.collect()  # or threads of other tests' networks might end meanwhile
+
+    def read(name):
+        time.sleep(0.005)
+        readers.add(threading.get_ident())
+        return weights[name]
+
+    for n_cores in (1, 4):
+        monkeypatch.setattr(lite.process, 'n_cores', lambda n=n_cores: n)
+        readers.clear()
+        before = len(os.listdir('/proc/self/task'))
+        networks.append(lite.Network(hparams, read, 'float32'))
+        logits_of(networks[-1], np.zeros([1, 5], int))
+        found.append((len(os.listdir('/proc/self/task')) - before, len(readers - {threading.get_ident()}) > 1))
+    assert found == [(0, False), (6, True)]
 
 
 @with_lite

@@ -113,9 +113,41 @@ def test_next_token_is_that_of_sample_py(sess, n_vocab):
             assert found_B == expected_B.tolist(), options
 
 
+def test_next_token_takes_no_more_than_reach_top_p():
+    """Those before have exactly the share."""
+    logits_V = np.arange(0, -5, -1, np.float32)
+    mass_V = np.cumsum(np.exp(logits_V, dtype=float) / np.exp(logits_V, dtype=float).sum())
+    for last, mass in enumerate(mass_V[:-1]):
+        assert numpy_loop.next_token(logits_V, 1 - 1e-9, 1, 0, mass) == last
+
+
 def test_top_k_ids_keeps_ties_with_the_last():
     logits_V = np.float32([5, 1, 3, 3, 2, 3, 0, 4])
     for k, expected in ((1, [0]), (2, [0, 7]), (3, [0, 2, 3, 5, 7]), (5, [0, 2, 3, 5, 7]), (6, [0, 2, 3, 4, 5, 7])):
         assert numpy_loop.top_k_ids(logits_V, k).tolist() == expected
     for k in (0, 8, 9, 10 ** 12):
         assert numpy_loop.top_k_ids(logits_V, k).tolist() == list(range(8))
+
+
+@pytest.mark.parametrize('n_vocab', [256, 1733 * 29])
+def test_top_k_ids_are_those_of_a_full_sort(n_vocab):
+    random = np.random.RandomState(0)
+    for k in (1, 2, 3, 5, 17, 40, 255):
+        logits_V = random.randn(n_vocab).astype(np.float32)
+        assert numpy_loop.top_k_ids(logits_V, k).tolist() == sorted(np.argsort(-logits_V)[:k])
+        assert len(numpy_loop.shortlist(logits_V, k)) < 2 * k + 3, 'few are left to sort'
+
+
+def test_log_probabilities_follow_the_definition():
+    """For logits that tie, of which the first ones are taken, and that exceed what exp can take; or for no tokens."""
+    random = np.random.RandomState(0)
+    logits_AV, token_A = np.float32(random.randint(-5, 5, [4, 300])), random.randint(0, 300, 4)
+    logits_AV[1], logits_AV[2:] = random.randn(300), logits_AV[2:] + [[1000], [-1000]]
+    expected_AV = logits_AV - np.logaddexp.reduce(logits_AV, axis=1, dtype=float)[:, None]
+    for n in (1, 40, 300):
+        found_A, id_AN, found_AN = numpy_loop.log_probabilities(logits_AV, token_A, n)
+        assert id_AN.tolist() == [sorted(range(300), key=lambda i: (-logits_V[i], i))[:n] for logits_V in logits_AV]
+        np.testing.assert_allclose(found_A, expected_AV[range(4), token_A], rtol=0, atol=2e-4)  # 3 steps near 1000
+        np.testing.assert_allclose(found_AN, np.take_along_axis(expected_AV, id_AN, axis=1), rtol=0, atol=2e-4)
+    found_A, id_AN, found_AN = numpy_loop.log_probabilities(logits_AV, token_A, 0)
+    assert not found_A.any() and id_AN.shape == found_AN.shape == (4, 0)

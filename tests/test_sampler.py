@@ -2,7 +2,9 @@
 import gc
 import io
 import itertools
+import os
 import random
+import shutil
 import sys
 import threading
 import weakref
@@ -236,6 +238,13 @@ def test_load_reports_errors_before_tensorflow_is_imported(models_dir, tmp_path,
     assert [word for word in words if word not in stdout.decode('utf-8')] == []
 
 
+def test_load_names_weights_that_are_missing(models_dir, tmp_path):
+    shutil.copytree(os.path.join(models_dir, 'tiny'), str(tmp_path / 'tiny'))
+    os.remove(str(tmp_path / 'tiny' / 'model.ckpt.index'))
+    with pytest.raises(FileNotFoundError, match='model.ckpt.index'):
+        sampler.load('tiny', str(tmp_path))
+
+
 @pytest.mark.parametrize('prompts, options, words', [
     (['a'], dict(length=0), 'length is 0.*1 to 32'), (['abc'], dict(length=31), 'length is 31.*3 tokens.*1 to 30'),
     (['x' * 33], dict(), '33 tokens'), (['a'], dict(seed=-1), 'seed is -1'),
@@ -366,7 +375,7 @@ def test_sampler_closes_its_session_at_the_end_of_a_with_block(models_dir, in_te
 
 
 @pytest.mark.slow
-def test_sampler_does_not_close_its_session_after_an_error(models_dir):
+def test_sampler_does_not_close_its_session_after_an_error(models_dir, in_tensorflow):
     """TensorFlow 1.12 would wait there for a step that is still running."""
     with pytest.raises(KeyboardInterrupt):
         with sampler.load('tiny', models_dir) as gpt2:

@@ -732,6 +732,11 @@ def test_step_engine_reads_a_long_prompt_in_parts_beside_the_tokens_of_others(ti
     for row in [first] + late:
         assert row.done.wait(SECONDS)
     assert steps == [[1], [1, 4], [1, 4], [1, 2, 2], [1, 1, 1, 3], [1, 1]]
+    del steps[:]
+    alone = Listed(2, range(10))
+    engine.submit([alone])
+    assert alone.done.wait(SECONDS)
+    assert steps == [[4], [4], [2], [1]] and alone.tokens == late[0].tokens
 
 
 @pytest.mark.slow
@@ -771,8 +776,8 @@ class Scored(Listed):
 
 
 @pytest.mark.slow
-def test_engine_scores_prompts_of_two_tokens_or_more_where_that_is_asked(engine):
-    """Rows that want no new tokens end with it, and do not disturb the others."""
+def test_engine_scores_prompts_of_two_tokens_or_more_where_that_is_asked(engine, capsys):
+    """Rows that want no new tokens end with it, and do not disturb the others. One alone is no failure."""
     rows = [Scored(3, [4, 5]), Scored(3, [6, 7, 8], is_scored=False), Scored(0, [1]), Scored(0, [1, 2, 3])]
     wait_until(lambda: not engine.running and not engine.waiting)
     engine.submit(rows)
@@ -780,6 +785,10 @@ def test_engine_scores_prompts_of_two_tokens_or_more_where_that_is_asked(engine)
         assert row.done.wait(SECONDS)
     assert [[found and len(found.nats) for found in row.predictions] for row in rows] == [[1], [None], [None], [2]]
     assert [(len(row.tokens), row.failed) for row in rows] == [(3, None), (3, None), (0, None), (0, None)]
+    wait_until(lambda: not engine.running and not engine.waiting)
+    engine.submit([Scored(0, [1, 2])])
+    wait_until(lambda: not engine.running and not engine.waiting)
+    assert capsys.readouterr() == ('', '')
 
 
 @pytest.mark.slow

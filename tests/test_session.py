@@ -102,5 +102,6 @@ def test_out_of_memory_is_reported_with_the_remedy(sess):
     for fail in (lambda: sess.run(tensor), lambda: bytearray(2 ** 60), fail_to_read):
         with pytest.raises(ValueError, match='^out of memory; reduce it$'), session.out_of_memory('reduce it'):
             fail()
-    with pytest.raises(ZeroDivisionError), session.out_of_memory('reduce it'):
-        raise ZeroDivisionError
+    for error in ZeroDivisionError(), FileNotFoundError(errno.ENOENT, 'No such file'):
+        with pytest.raises(type(error)), session.out_of_memory('reduce it'):
+            raise error

@@ -189,19 +189,16 @@ class Attention(object):
         file = File(litert()[1])
         graph = Graph(file, 'attend')
         graph.output('0', attend(*[graph.input(str(i), [None] * n_axes) for i, n_axes in enumerate((4, 4, 4, 2))]))
-        self.content, self.shapes = file.content(), None
+        self.content = file.content()
         self.interpreter = interpreter_of(self.content)
         self.inputs = [entry['index'] for entry in self.interpreter.get_input_details()]
         self.output, = [entry['index'] for entry in self.interpreter.get_output_details()]
 
     def __call__(self, *arrays):
         """What LiteRT has computed: it is to be copied, and not kept until the next call."""
-        shapes = [array.shape for array in arrays]
-        if shapes != self.shapes:
-            for number, shape in zip(self.inputs, shapes):
-                self.interpreter.resize_tensor_input(number, shape)
-            self.interpreter.allocate_tensors()
-            self.shapes = shapes
+        for number, array in zip(self.inputs, arrays):
+            self.interpreter.resize_tensor_input(number, array.shape)
+        self.interpreter.allocate_tensors()
         for number, array in zip(self.inputs, arrays):
             self.interpreter.tensor(number)()[...] = array
         self.interpreter.invoke()
@@ -291,7 +288,7 @@ class Network(object):
             position_TD = self.wpe[past.n_seen - n_new:past.n_seen]
             hidden_BTD = values_VD[tokens_BT] * scale_V[tokens_BT][..., None] + position_TD
             hidden.append(hidden_BTD.reshape(-1, self.hparams.n_embd))
-            masks.append(causal_mask(n_new, past.n_seen) if n_new > 1 else None)
+            masks.append(causal_mask(n_new, past.n_seen))
         ends = np.cumsum([len(hidden_RD) for hidden_RD in hidden]).tolist()
         rows = [slice(begin, end) for begin, end in zip([0] + ends, ends)]
         hidden_RD = np.concatenate(hidden)
@@ -313,7 +310,7 @@ class Network(object):
     def attention(self, qkv_RN, past, layer, mask_TS):
         """What each new token attends to: float32 [R, D]. The new tokens join the layer's past.
 
-        qkv_RN: their queries, keys and values, side by side.  mask_TS: what is added to the scores of several tokens.
+        qkv_RN: their queries, keys and values, side by side.  mask_TS: what is added to the scores.
         """
         batch, n_head, _, size = past.pairs.shape[2:]
         n_new = len(qkv_RN) // batch

@@ -56,7 +56,7 @@ class File(object):
         end = len(parts[0])
         for buffer, array in stored:
             buffer.offset = end + -end % ALIGNMENT
-            parts += [bytes(buffer.offset - end), np.ascontiguousarray(array).reshape(-1).view(np.uint8)]
+            parts += [bytes(buffer.offset - end), array.reshape(-1).view(np.uint8)]
             end = buffer.offset + buffer.size
         parts[0] = rest()
         return b''.join(parts)
