@@ -157,20 +157,20 @@ print(tensorflow.executing_eagerly())
 """) == ['out', 'of', 'memory;', 'take', 'less', 'True']
 
 
-@pytest.mark.parametrize('platform, kfd, cuda, expected', [
-    ('linux', False, False, False), ('linux', False, True, True), ('linux', True, False, True),
-    ('win32', False, False, True)])
-def test_may_have_gpu_unless_no_driver_is_on_linux(monkeypatch, platform, kfd, cuda, expected):
-    """NVIDIA's or AMD's. Elsewhere TensorFlow is to tell."""
+@pytest.mark.parametrize('platform, there, expected', [
+    ('linux', '', False), ('linux', 'libcuda.so.1', True), ('linux', '/dev/kfd', False), ('linux', '/opt/rocm', False),
+    ('linux', '/dev/kfd /opt/rocm', True), ('win32', 'tensorflow', True), ('win32', '', False)])
+def test_may_have_gpu_unless_no_driver_is_on_linux_or_no_tensorflow_elsewhere(monkeypatch, platform, there, expected):
+    """NVIDIA's driver, or AMD's with its libraries."""
     def load(name):
-        assert name == 'libcuda.so.1'
-        if not cuda:
+        if name not in there.split():
             raise OSError('%s: cannot open shared object file' % name)
         return object()
 
     monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
     monkeypatch.setattr(tf1.sys, 'platform', platform)
-    monkeypatch.setattr(tf1.os.path, 'exists', lambda path: kfd and path == '/dev/kfd')
+    monkeypatch.setattr(tf1.os.path, 'exists', lambda path: path in there.split())
+    monkeypatch.setattr(tf1.importlib.util, 'find_spec', lambda name: name if name in there.split() else None)
     monkeypatch.setattr(tf1.ctypes, 'CDLL', load)
     assert tf1.may_have_gpu() == expected
 

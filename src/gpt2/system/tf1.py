@@ -7,7 +7,7 @@ import contextlib
 import ctypes
 import functools
 import gc
-import importlib
+import importlib.util
 import os
 import sys
 import threading
@@ -103,7 +103,9 @@ def is_tensor(x):
 
 def may_have_gpu():
     """False where TensorFlow would find no GPU: its driver is missing, or it is hidden. It need not be asked then."""
-    if not sys.platform.startswith('linux') or os.path.exists('/dev/kfd'):  # AMD's driver
+    if not sys.platform.startswith('linux'):
+        return importlib.util.find_spec('tensorflow') is not None
+    if os.path.exists('/dev/kfd') and os.path.exists('/opt/rocm'):  # AMD's driver, and its libraries, which few have
         return True
     if os.environ.get('CUDA_VISIBLE_DEVICES') in ('', '-1'):
         return False
