@@ -121,6 +121,30 @@ def test_next_token_takes_no_more_than_reach_top_p():
         assert numpy_loop.next_token(logits_V, 1 - 1e-9, 1, 0, mass) == last
 
 
+@pytest.mark.parametrize('n', [1, 256, 257, 512, 1000, 50257])
+def test_place_of_is_where_the_cumulative_sum_exceeds_the_share(n):
+    """Of whole numbers, whose sums are exact; at the first and the last of them, and between two."""
+    random = np.random.RandomState(n)
+    weight_N = random.randint(0, 3, n).astype(float)
+    weight_N[n // 2] = 1
+    cumulative_N = weight_N.cumsum()
+    ends = cumulative_N[numpy_loop.BLOCK - 1::numpy_loop.BLOCK]
+    shares = np.concatenate([[0, 1 - 2.0 ** -53], random.rand(200), random.choice(cumulative_N, 200) / cumulative_N[-1],
+                             ends / cumulative_N[-1]])
+    for draw in shares[shares < 1]:
+        expected = np.count_nonzero(cumulative_N <= draw * cumulative_N[-1])
+        assert numpy_loop.place_of(draw, weight_N) == expected
+
+
+def test_place_of_has_a_weight_however_the_sums_are_rounded():
+    """Also where a block's sum is greater than that of its weights one by one, and those behind it are 0."""
+    for seed in range(300):
+        weight_N = np.random.RandomState(seed).rand(600) ** 9
+        weight_N[-np.random.RandomState(seed).randint(1, 300):] = 0
+        assert weight_N[numpy_loop.place_of(1 - 2.0 ** -53, weight_N)] > 0
+        assert numpy_loop.place_of(0, weight_N) == 0
+
+
 def test_top_k_ids_keeps_ties_with_the_last():
     logits_V = np.float32([5, 1, 3, 3, 2, 3, 0, 4])
     for k, expected in ((1, [0]), (2, [0, 7]), (3, [0, 2, 3, 5, 7]), (5, [0, 2, 3, 5, 7]), (6, [0, 2, 3, 4, 5, 7])):

@@ -8,6 +8,8 @@ import numpy as np
 from gpt2.fast import matmul
 import sample
 
+BLOCK = 256  # weights that are summed up before one of them is looked for
+
 
 def loop(hparams, length, width=None, watch=None, *, temperature=1, top_k=0, top_p=1, end_token=None):
     """A function like sample.sample_sequence for a lite.Network. The arguments are as sample_sequence takes them.
@@ -90,8 +92,9 @@ def next_token(logits_V, draw, temperature, top_k, top_p):
     if temperature == 0:
         return logits_V.argmax()
     id_N = shortlist(logits_V, top_k)
+    logits_N = logits_V if len(id_N) == len(logits_V) else logits_V[id_N]
     with np.errstate(over='ignore'):  # at a temperature near 0, -inf
-        scaled_N = (logits_V[id_N] - logits_V.max()) / np.float32(max(temperature, 1e-30))
+        scaled_N = (logits_N - logits_V.max()) / np.float32(max(temperature, 1e-30))
     is_kept_N = among_greatest(scaled_N, top_k)
     id_N, scaled_N = id_N[is_kept_N], scaled_N[is_kept_N].astype(np.float64)
     if top_p < 1:
@@ -100,8 +103,23 @@ def next_token(logits_V, draw, temperature, top_k, top_p):
         mass_before_N = np.append(0, np.cumsum(probability_N)[:-1])
         is_kept_N = scaled_N >= sorted_N[max(np.count_nonzero(mass_before_N < top_p) - 1, 0)]
         id_N, scaled_N = id_N[is_kept_N], scaled_N[is_kept_N]
-    cumulative_N = np.exp(scaled_N).cumsum()
-    return id_N[np.count_nonzero(cumulative_N <= draw * cumulative_N[-1])]
+    return id_N[place_of(draw, np.exp(scaled_N))]
+
+
+def place_of(draw, weight_N):
+    """Where the sum of weights first exceeds a share of their total, draw in [0, 1).
+
+    The cumulative sum of a whole vocabulary would take most of the time of a choice, so the sums of blocks come first.
+    """
+    if len(weight_N) <= BLOCK:
+        cumulative_N = weight_N.cumsum()
+        return np.count_nonzero(cumulative_N <= draw * cumulative_N[-1])
+    cumulative_M = np.add.reduceat(weight_N, np.arange(0, len(weight_N), BLOCK)).cumsum()
+    target = draw * cumulative_M[-1]
+    block = np.count_nonzero(cumulative_M <= target)
+    part_N = weight_N[block * BLOCK:][:BLOCK]
+    place = np.count_nonzero(np.append(0, cumulative_M)[block] + part_N.cumsum() <= target)
+    return block * BLOCK + min(place, np.flatnonzero(part_N)[-1])  # the sum of a block is rounded in another order
 
 
 def log_probabilities(logits_AV, token_A, n):
