@@ -5,8 +5,8 @@ becomes integers from -127 to 127 and a scale, and so does each row of what is m
 et al. 2022, arXiv:2208.07339, section 2.1); all else stays float32. A token reads a quarter of the bytes then, and
 reading the weights takes most of the time.
 
-The network is that of model.py, in LiteRT's operations, cut at each attention, which NumPy computes: LiteRT takes
-several times as long for many small products.
+The network is that of model.py, in LiteRT's operations, cut at each attention. NumPy computes that of single tokens,
+since LiteRT takes several times as long for many small products.
 
 Letters are those of model.py.
 """
@@ -189,7 +189,7 @@ class Attention(object):
         file = File(litert()[1])
         graph = Graph(file, 'attend')
         graph.output('0', attend(*[graph.input(str(i), [None] * n_axes) for i, n_axes in enumerate((4, 4, 4, 2))]))
-        self.content = file.content()
+        self.content = file.content()  # which LiteRT reads in place
         self.interpreter = interpreter_of(self.content)
         self.inputs = [entry['index'] for entry in self.interpreter.get_input_details()]
         self.output, = [entry['index'] for entry in self.interpreter.get_output_details()]
@@ -288,7 +288,7 @@ class Network(object):
             position_TD = self.wpe[past.n_seen - n_new:past.n_seen]
             hidden_BTD = values_VD[tokens_BT] * scale_V[tokens_BT][..., None] + position_TD
             hidden.append(hidden_BTD.reshape(-1, self.hparams.n_embd))
-            masks.append(causal_mask(n_new, past.n_seen))
+            masks.append(causal_mask(n_new, past.n_seen) if n_new > 1 else None)
         ends = np.cumsum([len(hidden_RD) for hidden_RD in hidden]).tolist()
         rows = [slice(begin, end) for begin, end in zip([0] + ends, ends)]
         hidden_RD = np.concatenate(hidden)
@@ -310,7 +310,7 @@ class Network(object):
     def attention(self, qkv_RN, past, layer, mask_TS):
         """What each new token attends to: float32 [R, D]. The new tokens join the layer's past.
 
-        qkv_RN: their queries, keys and values, side by side.  mask_TS: what is added to the scores.
+        qkv_RN: their queries, keys and values, side by side.  mask_TS: what is added to the scores of several tokens.
         """
         batch, n_head, _, size = past.pairs.shape[2:]
         n_new = len(qkv_RN) // batch

@@ -94,7 +94,7 @@ def next_token(logits_V, draw, temperature, top_k, top_p):
     id_N = shortlist(logits_V, top_k)
     logits_N = logits_V if len(id_N) == len(logits_V) else logits_V[id_N]
     with np.errstate(over='ignore'):  # at a temperature near 0, -inf
-        scaled_N = (logits_N - logits_V.max()) / np.float32(max(temperature, 1e-30))
+        scaled_N = (logits_N - logits_N.max()) / np.float32(max(temperature, 1e-30))
     is_kept_N = among_greatest(scaled_N, top_k)
     id_N, scaled_N = id_N[is_kept_N], scaled_N[is_kept_N].astype(np.float64)
     if top_p < 1:

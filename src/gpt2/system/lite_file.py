@@ -16,7 +16,7 @@ class File(object):
         self.schema, self.root = schema, schema.ModelT()
         self.root.version, self.root.subgraphs, self.root.signatureDefs, self.root.operatorCodes = 3, [], [], []
         self.root.buffers = [self.schema.BufferT()]  # of tensors without data
-        self.arrays = [None]  # for each buffer; of several that are equal objects, one is stored
+        self.arrays = [None]  # for each buffer; one that is used again is stored once
 
     def buffer(self, array):
         """The number of the buffer with an array."""
